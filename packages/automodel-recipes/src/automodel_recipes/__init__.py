@@ -1,5 +1,23 @@
 """Fine-tune any Hugging Face LLM or VLM from one YAML file, from a laptop core to a cluster."""
 
+import importlib
+from typing import Any
+
 from automodel_recipes.__about__ import __version__
 
-__all__ = ["__version__"]
+_HOMES = {
+    "BaseRecipe": "automodel_recipes.base",
+    "LLMFinetuneRecipe": "automodel_recipes.llm.finetune",
+    "TrainOptions": "automodel_recipes.options",
+    "load_config": "automodel_core.config",
+    "setup_logging": "automodel_recipes.loggers.logging_setup",
+}
+
+__all__ = ["BaseRecipe", "LLMFinetuneRecipe", "TrainOptions", "__version__", "load_config", "setup_logging"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use: the command line must not pay for torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

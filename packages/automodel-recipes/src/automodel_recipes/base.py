@@ -1,0 +1,140 @@
+"""The outline of every recipe: build in a fixed order, train, evaluate."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from automodel_core.config import ConfigNode
+from automodel_core.loss import count_label_tokens, forward_loss, shift_labels
+from automodel_core.training import StatefulRNG, StepScheduler
+from automodel_recipes.batches import Batch
+from automodel_recipes.build.data import global_batch_size
+from automodel_recipes.build.model import ModelBuild, build_model
+from automodel_recipes.build.optim import build_loss, build_lr_schedule, build_recipe_optimizer
+from automodel_recipes.build.parallel import build_dist_info, build_parallel
+from automodel_recipes.checkpointing import RunCheckpointer
+from automodel_recipes.evaluate import EvalMetrics, evaluate_loss
+from automodel_recipes.interrupt import StopRequest
+from automodel_recipes.loggers.console import Console
+from automodel_recipes.loop import TrainSummary, train_loop
+from automodel_recipes.options import TrainOptions
+from automodel_recipes.records import RunRecords
+from automodel_recipes.run_dir import choose_run_directory, default_run_path
+
+
+class BaseRecipe:
+    """Builds a run from a configuration and drives it.
+
+    ``setup`` builds everything in the assembly order, ``train`` runs the loop and writes the final weights,
+    ``evaluate`` measures the validation sets. Subclasses say what the data are (``build_data``) and, where it
+    differs, how a batch is prepared and turned into a loss. Two recipes can live in one process, one after the other.
+    """
+
+    name = "base"
+
+    def __init__(self, config: ConfigNode, options: TrainOptions | None = None) -> None:
+        self.config = config
+        self.options = options or TrainOptions()
+        self.stop = StopRequest()
+
+    # Building, in order.
+
+    def setup(self) -> None:
+        """Build the run: processes, model, data, optimisation, records; then resume if asked to."""
+        self.started = time.monotonic()
+        self.build_environment()
+        self.open_directory()
+        self.build_tokenizer()
+        self.build_model()
+        self.build_data()
+        self.build_optimization()
+        self.records = RunRecords(self)
+        self.checkpointer = RunCheckpointer(self)
+        self.checkpointer.resume()
+
+    def build_environment(self) -> None:
+        """Process group, device, parallel layout, seeds, console."""
+        self.dist_info = build_dist_info(self.config)
+        self.parallel = build_parallel(self.config, self.dist_info)
+        self.device: torch.device = self.parallel.device
+        self.seed = int(self.config.get("seed", self.config.get("rng.seed", 42)))
+        self.rng = StatefulRNG(self.seed, ranked=bool(self.config.get("rng.ranked", True)))
+        self.console = Console(enabled=self.parallel.is_main and not self.options.quiet)
+
+    def open_directory(self) -> None:
+        """Choose the run's directory before anything heavy is loaded; refuse one that holds another run."""
+        named = self.config.get("checkpoint.checkpoint_dir")
+        path = Path(named) if named else default_run_path(self.name)
+        self.run_dir = choose_run_directory(path, self.options.resume)
+        # Every rank has looked before any rank writes.
+        self.parallel.any_rank(False)
+
+    def build_tokenizer(self) -> None:
+        """What turns text into ids; VLM recipes build a processor here as well."""
+        from automodel_recipes.build.data import build_tokenizer
+
+        self.tokenizer = build_tokenizer(self.config)
+
+    def build_model(self) -> None:
+        """Base weights, freezing, LoRA, kernels; then the parallel layout."""
+        self.built: ModelBuild = build_model(self.config, seed=self.seed, tokenizer=self.tokenizer)
+        self.model, report = self.parallel.parallelize(self.built.model)
+        self.built.reports.append(report)
+        self.loss_fn = build_loss(self.config)
+
+    def build_data(self) -> None:
+        """Set ``train_loader``, ``eval_loaders`` and, for generated answers, ``eval_rows``."""
+        raise TypeError(f"{type(self).__name__} defines no data: use a subclass such as LLMFinetuneRecipe.")
+
+    def build_optimization(self) -> None:
+        """Step scheduler, optimizer, learning-rate schedule, clipping."""
+        section = self.config.get("step_scheduler")
+        keys = {} if section is None else section.to_dict()
+        keys.pop("log_every_steps", None)
+        if self.options.max_steps is not None:
+            keys["max_steps"] = self.options.max_steps
+        keys["global_batch_size"] = global_batch_size(self.config, self.parallel.dp_size)
+        keys.setdefault("local_batch_size", 1)
+        keys.pop("grad_acc_steps", None)
+        self.step_scheduler = StepScheduler(dataloader=self.train_loader, dp_size=self.parallel.dp_size, **keys)
+        self.optimizer = build_recipe_optimizer(self.config, self.model)
+        self.lr_schedule = build_lr_schedule(self.config, self.optimizer, self.step_scheduler.total_steps)
+        self.max_grad_norm: float | None = self.config.get("clip_grad_norm.max_norm", 1.0)
+
+    # What a batch means; recipes with other targets override these three.
+
+    def prepare(self, batch: Batch) -> Batch:
+        """Turn a batch on the device into what the loss sees: labels shifted, the only place that shifts."""
+        return shift_labels(batch)
+
+    def count_targets(self, batches: Sequence[Batch]) -> torch.Tensor:
+        """Supervised targets in this rank's prepared batches, int64 scalar."""
+        return count_label_tokens(batches)
+
+    def forward_loss(self, batch: Batch, num_targets: torch.Tensor) -> torch.Tensor:
+        """The sum of target losses of one prepared batch over ``num_targets``."""
+        return forward_loss(self.model, batch, self.loss_fn, num_targets)
+
+    # Running.
+
+    def train(self) -> TrainSummary:
+        """Train to the end of the schedule, or to a stop signal; final weights are always written."""
+        return train_loop(self)
+
+    def evaluate(self) -> dict[str, EvalMetrics]:
+        """Measure every validation set; keys are ``val`` and the suffixes of ``validation_dataset_NAME``."""
+        return {name: evaluate_loss(self, loader) for name, loader in self.eval_loaders.items()}
+
+    def unwrapped(self) -> Any:
+        """The model without data-parallel wrappers."""
+        return self.parallel.unwrap(self.model)
+
+    def close(self) -> None:
+        """Release files and the process group that ``setup`` opened."""
+        if hasattr(self, "records"):
+            self.records.close()
+        if hasattr(self, "dist_info"):
+            self.dist_info.shutdown()

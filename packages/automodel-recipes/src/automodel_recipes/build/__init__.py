@@ -1,0 +1,1 @@
+"""Small builders: each turns one section of the configuration into one object."""

@@ -1,0 +1,95 @@
+"""What a run saves and how it comes back: the recipe's side of automodel_ckpt."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from automodel_recipes.errors import RecipeError
+
+if TYPE_CHECKING:
+    from automodel_recipes.base import BaseRecipe
+    from automodel_recipes.loop import TrainSummary
+
+
+class RunCheckpointer:
+    """Saves checkpoints during a run, restores one at its start, writes the final weights at its end."""
+
+    def __init__(self, recipe: "BaseRecipe") -> None:
+        self.r = recipe
+        section = recipe.config.get("checkpoint")
+        keys = {} if section is None else section.to_dict()
+        self.enabled = bool(keys.get("enabled", False))
+        self.max_recent = int(keys.get("max_recent_checkpoints", 2))
+        self.restore_from = keys.get("restore_from")
+
+    # The state of a run beyond weights and optimizer.
+
+    def train_state(self) -> dict[str, Any]:
+        """Schedule, data position and, per rank, random state."""
+        r = self.r
+        return {
+            "step_scheduler": r.step_scheduler.state_dict(),
+            "lr_schedule": r.lr_schedule.state_dict(),
+            "dataloader": r.train_loader.state_dict(),
+            "rank": {"rng": r.rng.state_dict()},
+        }
+
+    def save(self, summary: "TrainSummary") -> Path | None:
+        """Write a checkpoint of the current step, if checkpoints are enabled."""
+        if not self.enabled or self.r.options.dry_run:
+            return None
+        from automodel_ckpt import Keep, save
+
+        r = self.r
+        metrics = {name: m.loss for name, m in summary.validation.items()}
+        path = save(
+            r.run_dir.path,
+            {"model": r.unwrapped(), "optim": r.optimizer, "train": self.train_state()},
+            step=r.step_scheduler.step,
+            keep=Keep(last=self.max_recent),
+            trainable_only=r.built.peft is not None,
+            metrics=metrics,
+        )
+        r.records.event("checkpoint", path=str(path))
+        return path
+
+    def resume(self) -> None:
+        """Load the checkpoint that the run starts from; model first, random state last."""
+        source = self.r.run_dir.resume_from or (Path(self.restore_from) if self.restore_from else None)
+        if source is None:
+            return
+        from automodel_ckpt import load
+
+        r = self.r
+        state = self.train_state()
+        load(
+            source,
+            {"model": r.unwrapped(), "optim": r.optimizer, "train": state},
+            trainable_only=r.built.peft is not None,
+        )
+        r.step_scheduler.load_state_dict(state["step_scheduler"])
+        r.lr_schedule.load_state_dict(state["lr_schedule"])
+        r.train_loader.load_state_dict(state["dataloader"])
+        r.rng.load_state_dict(state["rank"]["rng"])
+        r.records.resumed(source)
+
+    def write_final(self) -> Path:
+        """Write the finished weights in Hugging Face format (a PEFT directory for LoRA) to ``RUN/final``.
+
+        Raises: RecipeError: the place is taken by something that this run did not write.
+        """
+        r = self.r
+        target = r.run_dir.final
+        if target.exists() and r.run_dir.resume_from is None:
+            raise RecipeError(f"{target} exists already. Move it away, or choose another checkpoint.checkpoint_dir.")
+        model = r.unwrapped()
+        if r.built.peft is not None:
+            from automodel_ckpt import save_adapter
+            from automodel_core.peft import adapter_config, adapter_state_dict
+
+            tensors = adapter_state_dict(model)
+            save_adapter(target, tensors, adapter_config(model, r.built.peft), tokenizer=r.tokenizer, overwrite=True)
+        else:
+            from automodel_ckpt import export_hf
+
+            export_hf(model, target, tokenizer=r.tokenizer, overwrite=True)
+        return target

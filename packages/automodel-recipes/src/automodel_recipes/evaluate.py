@@ -1,0 +1,61 @@
+"""Validation: the token-weighted loss over a whole data set, the same number whatever the batches or ranks."""
+
+import contextlib
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from automodel_core.loss import count_label_tokens, forward_loss, shift_labels
+from automodel_recipes.batches import Batch, to_device
+
+if TYPE_CHECKING:
+    from automodel_recipes.base import BaseRecipe
+
+
+@dataclass(frozen=True)
+class EvalMetrics:
+    """Loss per supervised token (nats), and how many there were over all ranks."""
+
+    loss: float
+    num_label_tokens: int
+
+    @property
+    def perplexity(self) -> float:
+        """``exp(loss)``, infinite where that overflows."""
+        return math.exp(self.loss) if self.loss < 700 else math.inf
+
+
+@contextlib.contextmanager
+def eval_mode(model: torch.nn.Module) -> Iterator[None]:
+    """Switch a model to eval mode and every module back to what it was."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@torch.no_grad()
+def evaluate_loss(r: "BaseRecipe", batches: Iterable[Batch]) -> EvalMetrics:
+    """Sum of token losses over all batches and ranks, divided by the sum of label tokens once.
+
+    Every rank must be handed the same number of batches; rows without labels count for nothing.
+    """
+    loss_sum = torch.zeros((), dtype=torch.float64, device="cpu")
+    count = torch.zeros((), dtype=torch.int64, device=r.device)
+    one = torch.ones((), dtype=torch.int64, device=r.device)
+    with eval_mode(r.model):
+        for batch in batches:
+            shifted = shift_labels(to_device(batch, r.device))
+            count += count_label_tokens([shifted])
+            loss = forward_loss(r.model, r.parallel.shard_sequence(shifted), r.loss_fn, one)
+            loss_sum += loss.detach().double().cpu()
+    total = int(r.parallel.sum_over_data(count))
+    on_device = loss_sum.float() if r.device.type == "mps" else loss_sum  # MPS has no float64
+    summed = float(r.parallel.sum_over_loss_ranks(on_device.to(r.device)))
+    return EvalMetrics(summed / total if total else 0.0, total)

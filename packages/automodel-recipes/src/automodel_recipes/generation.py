@@ -1,0 +1,51 @@
+"""Generated answers during a run: exact match over validation rows, samples on the screen and on disk."""
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from automodel_recipes.exact_match import generate_answers
+from automodel_recipes.loggers.console import one_line
+from automodel_recipes.loggers.jsonl import JsonlLogger
+
+if TYPE_CHECKING:
+    from automodel_recipes.base import BaseRecipe
+
+
+def measure_exact_match(r: "BaseRecipe", *, moment: str) -> float:
+    """Share of validation rows whose greedy answer equals the reference.
+
+    Rows are dealt to the data ranks; the first few answers are shown, all are appended to ``samples.jsonl``.
+
+    Args:
+        r: a recipe after ``setup`` with ``eval_rows``.
+        moment: ``"start"`` or ``"end"``, recorded with each sample.
+    """
+    section = r.config.get("evaluation")
+    rows = r.eval_rows[: section.get("num_rows", len(r.eval_rows))]
+    mine = [rows[i] for i in range(r.parallel.dp_rank, len(rows), r.parallel.dp_size)]
+    answers = generate_answers(
+        r.unwrapped(),
+        r.tokenizer,
+        mine,
+        device=r.device,
+        max_new_tokens=section.get("max_new_tokens", 64),
+        batch_size=section.get("batch_size", 64),
+        synced=r.parallel.world_size > 1,
+    )
+    right = torch.tensor([sum(a.is_exact for a in answers), len(answers)], device=r.device)
+    num_exact, num_rows = r.parallel.sum_over_data(right).tolist()
+    share = num_exact / max(num_rows, 1)
+    step = r.step_scheduler.step
+    if r.parallel.is_main:
+        samples = JsonlLogger(r.run_dir.path / "samples.jsonl")
+        for answer in answers:
+            row = {"prompt": answer.prompt, "reference": answer.reference, "generated": answer.generated}
+            samples.log("sample", {"step": step, "moment": moment, **row, "exact": answer.is_exact})
+        samples.close()
+        if moment == "end":
+            for answer in answers[: section.get("num_samples", 3)]:
+                r.console.sample(one_line(answer.prompt), answer.reference, answer.generated)
+    r.records.event("exact_match", moment=moment, exact_match=share, num_rows=num_rows)
+    r.console.fact("check", f"exact match at step {step}: {num_exact} of {num_rows} rows ({100 * share:.1f} %)")
+    return share

@@ -1,0 +1,39 @@
+"""Python logging for a run: the one place that configures handlers."""
+
+import logging
+import os
+
+
+class _RankFilter(logging.Filter):
+    """Lets rank 0 through, and warnings of every rank."""
+
+    def __init__(self, rank: int) -> None:
+        super().__init__()
+        self.rank = rank
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return self.rank == 0 or record.levelno >= logging.WARNING
+
+
+def setup_logging(logging_level: int | str = logging.INFO, *, rank: int | None = None) -> None:
+    """Send log records to stderr, INFO from rank 0 alone and warnings from all ranks.
+
+    Args:
+        logging_level: threshold, a number or a name.
+        rank: this process's rank; read from ``RANK`` when not given.
+
+    Calling it again replaces the handler that it installed; handlers of others stay.
+    """
+    rank = int(os.environ.get("RANK", "0")) if rank is None else rank
+    prefix = "" if rank == 0 else f"[rank {rank}] "
+    handler = logging.StreamHandler()
+    handler.set_name("automodel_recipes")
+    handler.setFormatter(logging.Formatter(f"{prefix}%(levelname)s %(name)s: %(message)s"))
+    handler.addFilter(_RankFilter(rank))
+    root = logging.getLogger()
+    for existing in [h for h in root.handlers if h.get_name() == "automodel_recipes"]:
+        root.removeHandler(existing)
+    root.addHandler(handler)
+    root.setLevel(logging.WARNING)
+    for package in ("core", "parallel", "kernels", "data", "ckpt", "recipes"):
+        logging.getLogger(f"automodel_{package}").setLevel(logging_level)

@@ -1,0 +1,203 @@
+"""Everything a run writes down about itself: metrics, run.json, the loss curve and the screen."""
+
+import json
+import os
+import platform
+import resource
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from automodel_recipes.batches import Batch, count_tokens
+from automodel_recipes.evaluate import EvalMetrics
+from automodel_recipes.loggers.console import count, duration, significant
+from automodel_recipes.loggers.jsonl import JsonlLogger, read_jsonl
+from automodel_recipes.loggers.plot import plot_loss
+from automodel_recipes.run_dir import check_writable
+from automodel_recipes.screen import start_screen
+from automodel_recipes.train_step import StepMetrics
+
+if TYPE_CHECKING:
+    from automodel_recipes.base import BaseRecipe
+    from automodel_recipes.loop import TrainSummary
+
+_PACKAGES = ("torch", "transformers", "peft", "safetensors", "datasets", "triton") + tuple(
+    f"automodel-{name}" for name in ("core", "parallel", "kernels", "data", "ckpt", "recipes")
+)
+
+
+class RunRecords:
+    """Writes on rank 0; on other ranks it only takes part in the reductions."""
+
+    def __init__(self, recipe: "BaseRecipe") -> None:
+        self.r = recipe
+        self.is_main: bool = recipe.parallel.is_main
+        self.log_every = int(recipe.config.get("step_scheduler.log_every_steps", 1))
+        self.num_label_tokens = 0
+        self._jsonl: JsonlLogger | None = None
+        self._epoch_start = time.monotonic()
+        if self.is_main:
+            check_writable(recipe.run_dir.path)
+            self._jsonl = JsonlLogger(recipe.run_dir.metrics)
+
+    # Moments of a run.
+
+    def start(self) -> None:
+        """The start screen, and run.json with everything that is known before the first step."""
+        start_screen(self.r)
+        self._first_step = self.r.step_scheduler.step
+        self._loop_start = time.monotonic()
+        self._write_run_json(status="running")
+
+    def resumed(self, source: Path) -> None:
+        """Say what the run goes on from."""
+        step = self.r.step_scheduler.step
+        self.r.console.fact("resume", f"step {step}, epoch {self.r.step_scheduler.epoch}, from {source}")
+        self.event("resume", step=step, source=str(source))
+
+    def finish(self, summary: "TrainSummary") -> None:
+        """Final weights, loss curve, run.json, and the end screen."""
+        from automodel_recipes.screen import end_screen
+
+        final = None if self.r.options.dry_run else self.r.checkpointer.write_final()
+        if self.is_main and self._jsonl is not None:
+            plot_loss(read_jsonl(self._jsonl.path), self.r.run_dir.path / "loss.png")
+        self._write_run_json(status="finished", summary=summary)
+        end_screen(self.r, summary, final)
+
+    # Rows.
+
+    def train_row(
+        self, metrics: StepMetrics, micro_batches: list[Batch], *, seconds: float, waited: float
+    ) -> dict[str, Any] | None:
+        """Reduce, log and return a step's numbers; None between logged steps. The loop's only host sync."""
+        r = self.r
+        step = r.step_scheduler.step
+        self.num_label_tokens += int(metrics.num_label_tokens)
+        if step % self.log_every and not r.step_scheduler.is_last_step:
+            return None
+        tokens = torch.tensor(sum(count_tokens(batch) for batch in micro_batches), device=r.device)
+        num_tokens = int(r.parallel.sum_over_data(tokens))
+        row: dict[str, Any] = {
+            "step": step,
+            "epoch": r.step_scheduler.epoch,
+            "loss": float(r.parallel.sum_over_loss_ranks(metrics.loss)),
+            "grad_norm": float(metrics.grad_norm),
+            "lr": metrics.learning_rate,
+            "num_label_tokens": int(metrics.num_label_tokens),
+            "num_tokens": num_tokens,
+            "step_time_s": round(seconds, 4),
+            "tokens_per_s": round(num_tokens / seconds, 1),
+            "label_tokens_per_s": round(int(metrics.num_label_tokens) / seconds, 1),
+            "data_wait_percent": round(100 * waited / seconds, 1),
+            "peak_memory_gib": round(peak_memory_gib(r.device), 3),
+        }
+        if self._jsonl is not None:
+            self._jsonl.log("train", row)
+        self._print_step(row)
+        return row
+
+    def val_row(self, name: str, metrics: EvalMetrics) -> None:
+        """Log one validation set's result."""
+        step = self.r.step_scheduler.step
+        if self._jsonl is not None:
+            self._jsonl.log(
+                "val",
+                {
+                    "step": step,
+                    "name": name,
+                    "loss": metrics.loss,
+                    "perplexity": metrics.perplexity,
+                    "num_label_tokens": metrics.num_label_tokens,
+                },
+            )
+        self.r.console.fact("check", f"{name} loss at step {step}: {significant(metrics.loss)}")
+
+    def event(self, kind: str, **row: Any) -> None:
+        """Log something that happened between steps."""
+        if self._jsonl is not None:
+            self._jsonl.log(kind, {"step": self.r.step_scheduler.step, **row})
+
+    def close(self) -> None:
+        """Close the files."""
+        if self._jsonl is not None:
+            self._jsonl.close()
+
+    def _print_step(self, row: dict[str, Any]) -> None:
+        scheduler = self.r.step_scheduler
+        step, total = row["step"], scheduler.total_steps
+        if step not in (1, total) and step % max(1, total // 20):
+            return
+        done = max(step - self._first_step, 1)
+        eta = (time.monotonic() - self._loop_start) / done * (total - step)
+        self.r.console.step(
+            step,
+            total,
+            {
+                "loss": f"{row['loss']:.4f}",
+                "lr": f"{row['lr']:.2e}",
+                "gnorm": f"{row['grad_norm']:.3f}",
+                "|": f"{count(row['tokens_per_s'])} tok/s ({count(row['label_tokens_per_s'])} supervised)",
+                "mem": f"{row['peak_memory_gib']:.2f} GiB",
+                "data": f"{row['data_wait_percent']:.1f} %",
+                "eta": duration(eta),
+            },
+        )
+
+    # run.json
+
+    def _write_run_json(self, *, status: str, summary: "TrainSummary | None" = None) -> None:
+        if not self.is_main:
+            return
+        record: dict[str, Any] = {
+            "format": 1,
+            "status": status,
+            "recipe": type(self.r).__name__,
+            "command": sys.argv,
+            "config": self.r.config.to_dict(),
+            "versions": package_versions(),
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "device": str(self.r.device),
+            "world_size": self.r.parallel.world_size,
+            "num_label_tokens": self.num_label_tokens,
+        }
+        if summary is not None:
+            record["summary"] = {
+                "steps": summary.steps,
+                "seconds": round(summary.seconds, 2),
+                "last_loss": summary.last_loss,
+                "validation": {name: m.loss for name, m in summary.validation.items()},
+                "exact_match": summary.exact_match,
+            }
+        write_json(self.r.run_dir.path / "run.json", record)
+
+
+def write_json(path: Path, record: dict[str, Any]) -> None:
+    """Replace a JSON file in one step, so that a reader never sees half of it."""
+    staging = path.with_name(f".{path.name}-{os.getpid()}")
+    staging.write_text(json.dumps(record, indent=2, default=str) + "\n", encoding="utf-8")
+    staging.replace(path)
+
+
+def package_versions() -> dict[str, str]:
+    """Installed versions of the packages that decide a run's numbers."""
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """Peak device memory in GiB; on CPU the peak resident set of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

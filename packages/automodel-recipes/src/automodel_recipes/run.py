@@ -1,0 +1,45 @@
+"""Run a configuration from start to end, as the command line does."""
+
+import importlib
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING
+
+from automodel_core.config import ConfigNode
+from automodel_recipes.errors import RecipeError
+from automodel_recipes.interrupt import catch_stop_signals
+from automodel_recipes.options import TrainOptions
+
+if TYPE_CHECKING:
+    from automodel_recipes.base import BaseRecipe
+
+DEFAULT_RECIPE = "LLMFinetuneRecipe"
+
+
+def recipe_class(name: str) -> "type[BaseRecipe]":
+    """The recipe of that name: from entry-point group ``automodel.recipes``, or a dotted path.
+
+    Raises: RecipeError: no such recipe; lists the known ones.
+    """
+    known = {point.name: point for point in entry_points(group="automodel.recipes")}
+    if name in known:
+        return known[name].load()
+    module, _, attribute = name.rpartition(".")
+    if module:
+        return getattr(importlib.import_module(module), attribute)
+    raise RecipeError(f"recipe {name!r} is not known; known recipes: {', '.join(sorted(known))}.")
+
+
+def run(config: ConfigNode, options: TrainOptions | None = None) -> int:
+    """Set up and train; 0 when the run came to its end.
+
+    Stop signals end the run after the current step (checkpoint first); what goes wrong is raised with an
+    ``exit_code`` attribute, never turned into ``sys.exit``.
+    """
+    recipe = recipe_class(config.get("recipe", DEFAULT_RECIPE))(config, options)
+    with catch_stop_signals(recipe.stop):
+        try:
+            recipe.setup()
+            recipe.train()
+        finally:
+            recipe.close()
+    return 0

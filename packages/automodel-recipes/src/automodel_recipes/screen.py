@@ -1,0 +1,99 @@
+"""The facts on the screen at the start of a run and its summary at the end."""
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from automodel_recipes.loggers.console import count, duration, significant
+from automodel_recipes.loggers.jsonl import read_jsonl
+
+if TYPE_CHECKING:
+    from automodel_recipes.base import BaseRecipe
+    from automodel_recipes.loop import TrainSummary
+
+
+def start_screen(r: "BaseRecipe") -> None:
+    """Config, model, device, data, batch and memory facts, one line each."""
+    fact = r.console.fact
+    fact("config", _config_line(r))
+    fact("model", _model_line(r))
+    fact("device", f"{r.parallel.world_size}x {r.device.type}" + _layout(r))
+    for report in r.built.reports:
+        fact("edit", str(report))
+    fact("data", _data_line(r))
+    fact("batch", _batch_line(r))
+    fact("output", str(r.run_dir.path))
+    r.console.blank()
+
+
+def end_screen(r: "BaseRecipe", summary: "TrainSummary", final: Path | None) -> None:
+    """Steps, time, losses, exact match before and after, files, and commands that can be run next."""
+    if not r.parallel.is_main:
+        return
+    r.console.blank()
+    parts = [f"{summary.steps} steps in {duration(summary.seconds)}"]
+    parts += [f"{name} loss {significant(m.loss)}" for name, m in summary.validation.items()]
+    if summary.exact_match:
+        before, after = summary.exact_match.get("start"), summary.exact_match.get("end")
+        parts.append("exact match " + " -> ".join(f"{100 * x:.1f} %" for x in (before, after) if x is not None))
+    rows = [row for row in read_jsonl(r.run_dir.metrics) if row.get("kind") == "train"]
+    if rows:
+        parts.append(f"peak {rows[-1]['peak_memory_gib']:.2f} GiB")
+    r.console.fact("done", ", ".join(parts))
+    if final is not None:
+        kind = "adapter" if r.built.peft is not None else "model"
+        r.console.fact(kind, str(final))
+        r.console.fact("curves", f"{r.run_dir.path / 'loss.png'} and {r.run_dir.metrics}")
+        for command in next_commands(r.run_dir.path):
+            r.console.fact("next", command)
+
+
+def next_commands(run: Path) -> list[str]:
+    """Commands that work on a finished run, as they can be pasted into a shell."""
+    place = shlex.quote(str(run))
+    return [
+        f"automodel-recipes generate {place} --prompt {shlex.quote('...')}",
+        f"automodel-recipes ckpt merge {place} -o {shlex.quote(str(run) + '-merged')}",
+    ]
+
+
+def _config_line(r: "BaseRecipe") -> str:
+    source = getattr(r.config, "source", None)
+    overrides = len(getattr(r.config, "overrides", ()) or ())
+    extra = f" + {overrides} override{'s' if overrides != 1 else ''}" if overrides else ""
+    return f"{source or 'in memory'}{extra}"
+
+
+def _model_line(r: "BaseRecipe") -> str:
+    built = r.built
+    dtype = str(next(built.model.parameters()).dtype).removeprefix("torch.")
+    share = 100 * built.num_trainable / max(built.num_parameters, 1)
+    name = getattr(built.model.config, "_name_or_path", "") or built.model.config.model_type
+    attention = getattr(built.model.config, "_attn_implementation", None)
+    return (
+        f"{name} {dtype}, {count(built.num_parameters)} params, trainable {count(built.num_trainable)} ({share:.2g} %)"
+        + (f", attention {attention}" if attention else "")
+    )
+
+
+def _layout(r: "BaseRecipe") -> str:
+    return "" if r.parallel.world_size == 1 else f" | dp {r.parallel.dp_size} of {r.parallel.world_size} processes"
+
+
+def _data_line(r: "BaseRecipe") -> str:
+    facts = r.data_facts
+    supervised = 100 * facts.num_label_tokens / max(facts.num_tokens, 1)
+    seen = "" if facts.is_complete else f" (first {facts.num_rows_seen:,} rows)"
+    return (
+        f"train {facts.num_rows:,} rows, {count(facts.num_tokens)} tokens, supervised {supervised:.1f} %, "
+        f"longest {facts.max_length}{seen}"
+    )
+
+
+def _batch_line(r: "BaseRecipe") -> str:
+    scheduler: Any = r.step_scheduler
+    accumulation = -(-scheduler.global_batch_size // (scheduler.local_batch_size * r.parallel.dp_size))
+    return (
+        f"{scheduler.local_batch_size} local x {accumulation} accumulation x {r.parallel.dp_size} dp = "
+        f"{scheduler.global_batch_size} | {scheduler.steps_per_epoch} steps/epoch, {scheduler.total_steps} in all"
+    )
