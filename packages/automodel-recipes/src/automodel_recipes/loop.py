@@ -90,7 +90,5 @@ def _raise_interrupted(r: "BaseRecipe") -> None:
     import signal
 
     number = r.stop.signal_number or int(signal.SIGTERM)
-    saved = (
-        "a checkpoint was written; go on with --resume auto" if r.checkpointer.enabled else "no checkpoint is enabled"
-    )
+    saved = "checkpoint written; go on with --resume auto" if r.checkpointer.enabled else "checkpoints are not enabled"
     raise Interrupted(number, f"stopped by {signal.Signals(number).name} after step {r.step_scheduler.step}; {saved}.")

@@ -25,8 +25,19 @@ if TYPE_CHECKING:
     from automodel_recipes.base import BaseRecipe
     from automodel_recipes.loop import TrainSummary
 
-_PACKAGES = ("torch", "transformers", "peft", "safetensors", "datasets", "triton") + tuple(
-    f"automodel-{name}" for name in ("core", "parallel", "kernels", "data", "ckpt", "recipes")
+_PACKAGES = (
+    "torch",
+    "transformers",
+    "peft",
+    "safetensors",
+    "datasets",
+    "triton",
+    "automodel-core",
+    "automodel-parallel",
+    "automodel-kernels",
+    "automodel-data",
+    "automodel-ckpt",
+    "automodel-recipes",
 )
 
 

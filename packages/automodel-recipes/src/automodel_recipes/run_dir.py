@@ -51,9 +51,7 @@ def choose_run_directory(path: Path, resume: str) -> RunDirectory:
         RunDirectoryError: the directory holds another run, is a file, or the checkpoint to resume is absent.
     """
     if path.exists() and not path.is_dir():
-        raise RunDirectoryError(
-            f"{path} is a file; checkpoint.checkpoint_dir must be a directory: choose another path."
-        )
+        raise RunDirectoryError(f"{path} is a file; checkpoint.checkpoint_dir must be a directory. Choose another.")
     if resume == "never":
         if path.is_dir() and holds_run(path):
             raise RunDirectoryError(
