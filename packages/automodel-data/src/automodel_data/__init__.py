@@ -1,5 +1,32 @@
 """Text and vision-language data for fine-tuning: masks, packing, mixing and an order that resumes exactly."""
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
 from automodel_data.__about__ import __version__
 
-__all__ = ["__version__"]
+_HOMES = {
+    "ChatDataset": "automodel_data.llm.chat",
+    "ColumnMappedTextInstructionDataset": "automodel_data.llm.column_mapped",
+    "DataError": "automodel_data.errors",
+    "HellaSwag": "automodel_data.llm.hellaswag",
+    "PackedSequence": "automodel_data.packing",
+    "TextPretrainDataset": "automodel_data.llm.pretrain",
+    "build_dataloader": "automodel_data.loader",
+    "build_eval_dataloader": "automodel_data.loader",
+    "build_packed_dataset": "automodel_data.llm.mock_packed",
+    "build_unpacked_dataset": "automodel_data.llm.mock",
+    "default_collater": "automodel_data.collate.text",
+    "make_squad_dataset": "automodel_data.llm.squad",
+    "packed_collater": "automodel_data.collate.packed",
+}
+
+__all__ = ["__version__", *_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'automodel_data' has no attribute {name!r}")

@@ -1,0 +1,6 @@
+"""Collators: lists of rows in, one batch of tensors with Hugging Face keys out."""
+
+from automodel_data.collate.packed import packed_collater
+from automodel_data.collate.text import default_collater, label_index
+
+__all__ = ["default_collater", "label_index", "packed_collater"]

@@ -1,0 +1,294 @@
+"""Micro-batches of a map-style dataset in an order that resumes exactly, on any number of ranks and workers.
+
+A *window* is one global batch: consecutive entries of the epoch's order. The order depends on (seed, epoch) alone, so
+world size, workers and the split into micro-batches never change which samples form a global batch. State is a few
+integers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from automodel_data.errors import DataError
+from automodel_data.order import permuted
+
+IGNORE_INDEX = -100
+_FILLER_ID = -1
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """Which samples each rank sees in which micro-batch: pure arithmetic on (epoch, window)."""
+
+    num_samples: int
+    global_batch_size: int
+    local_batch_size: int
+    dp_rank: int = 0
+    dp_size: int = 1
+    seed: int = 0
+    shuffle: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("num_samples", "global_batch_size", "local_batch_size", "dp_size"):
+            if getattr(self, name) < 1:
+                what = "the dataset has no rows" if name == "num_samples" else f"{name}={getattr(self, name)}"
+                raise DataError(f"{what}: at least 1 is needed. Check the dataset and the batch sizes.")
+        if not 0 <= self.dp_rank < self.dp_size:
+            raise DataError(f"dp_rank={self.dp_rank} with dp_size={self.dp_size}: it must lie in [0, dp_size).")
+
+    @property
+    def windows_per_epoch(self) -> int:
+        return -(-self.num_samples // self.global_batch_size)
+
+    def micro_batches_in(self, window: int) -> int:
+        """Micro-batches that every rank takes from ``window``; the last window of an epoch may have fewer."""
+        return -(-self._rows_per_rank(window) // self.local_batch_size)
+
+    @property
+    def micro_batches_per_epoch(self) -> int:
+        last = self.windows_per_epoch - 1
+        return last * self.micro_batches_in(0) + self.micro_batches_in(last)
+
+    def window_size(self, window: int) -> int:
+        return min(self.global_batch_size, self.num_samples - window * self.global_batch_size)
+
+    def _rows_per_rank(self, window: int) -> int:
+        return -(-self.window_size(window) // self.dp_size)
+
+    def window(self, epoch: int, window: int) -> np.ndarray:
+        """Sample indices of one global batch, in order."""
+        start = window * self.global_batch_size
+        positions = np.arange(start, start + self.window_size(window), dtype=np.int64)
+        if not self.shuffle:
+            return positions
+        return permuted(positions, num_samples=self.num_samples, seed=self.seed, epoch=epoch)
+
+    def rank_rows(self, epoch: int, window: int) -> list[tuple[int, bool]]:
+        """This rank's ``(sample index, is_filler)`` of one window; fillers even out the ranks."""
+        samples, per_rank = self.window(epoch, window), self._rows_per_rank(window)
+        start = self.dp_rank * per_rank
+        rows = [(int(i), False) for i in samples[start : start + per_rank]]
+        return rows + [(int(samples[0]), True)] * (per_rank - len(rows))
+
+    def micro_batches(self, epoch: int, *, start: int = 0) -> Iterator[list[tuple[int, bool]]]:
+        """This rank's micro-batches of an epoch, from micro-batch number ``start`` on."""
+        window, skip = divmod(start, self.micro_batches_in(0))
+        while window < self.windows_per_epoch:
+            rows = self.rank_rows(epoch, window)
+            parts = [rows[i : i + self.local_batch_size] for i in range(0, len(rows), self.local_batch_size)]
+            yield from parts[skip:]
+            window, skip = window + 1, 0
+
+
+@dataclass(frozen=True)
+class _EpochBatches:
+    """The batch sampler of one epoch: computed window by window, so that a long epoch costs no memory."""
+
+    plan: BatchPlan
+    epoch: int
+    start: int
+
+    def __iter__(self) -> Iterator[list[tuple[int, bool]]]:
+        return self.plan.micro_batches(self.epoch, start=self.start)
+
+    def __len__(self) -> int:
+        return self.plan.micro_batches_per_epoch - self.start
+
+
+class _NumberedRows:
+    """A dataset keyed by ``(index, is_filler)``: adds the sample id, and takes the labels out of filler rows."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, key: tuple[int, bool]) -> dict[str, Any]:
+        index, is_filler = key
+        row = dict(self.dataset[index])
+        if is_filler:
+            row["labels"] = [IGNORE_INDEX] * len(row["labels"])
+        if "sample_id" not in row or is_filler:
+            ids = row.get("sample_id")
+            row["sample_id"] = (
+                [_FILLER_ID] * len(ids) if isinstance(ids, list) else (_FILLER_ID if is_filler else index)
+            )
+        return row
+
+
+class TrainLoader:
+    """Yields one rank's micro-batches, epoch after epoch; built by `build_dataloader`.
+
+    Iterating gives the rest of the current epoch and then advances ``epoch``. ``len`` is micro-batches per epoch and
+    rank. ``state_dict`` is a handful of integers that count *consumed* samples, whatever the workers have prefetched.
+    Gradients of a half-accumulated window are not part of it, so a state taken inside a window resumes at the window's
+    start.
+    """
+
+    def __init__(
+        self, dataset: Any, *, plan: BatchPlan, collate_fn: Callable, num_workers: int, pin_memory: bool
+    ) -> None:
+        self.dataset, self.plan = dataset, plan
+        self.epoch = 0
+        self._consumed = 0  # micro-batches handed out in this epoch
+        self._collate_fn, self._num_workers, self._pin_memory = collate_fn, num_workers, pin_memory
+
+    def __len__(self) -> int:
+        return self.plan.micro_batches_per_epoch
+
+    @property
+    def batch_size(self) -> int:
+        return self.plan.local_batch_size
+
+    def __iter__(self) -> Iterator[Any]:
+        if self._consumed >= len(self):
+            self.set_epoch(self.epoch + 1)
+        batches = _torch_loader(
+            self.dataset,
+            batches=_EpochBatches(self.plan, self.epoch, self._consumed),
+            collate_fn=self._collate_fn,
+            num_workers=self._num_workers,
+            pin_memory=self._pin_memory,
+            seed=self.plan.seed,
+        )
+        for batch in batches:
+            self._consumed += 1
+            yield batch
+        self.set_epoch(self.epoch + 1)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to the start of ``epoch``."""
+        self.epoch, self._consumed = int(epoch), 0
+
+    def state_dict(self) -> dict[str, int]:
+        plan = self.plan
+        epoch, window = self.epoch, self._consumed // plan.micro_batches_in(0)
+        if self._consumed >= len(self):
+            epoch, window = epoch + 1, 0
+        return {
+            "epoch": epoch,
+            "cursor": window * plan.global_batch_size,
+            "num_samples": plan.num_samples,
+            "global_batch_size": plan.global_batch_size,
+            "seed": plan.seed,
+            "shuffle": int(plan.shuffle),
+        }
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Continue after the samples that ``state`` counts as consumed; world size and workers may differ.
+
+        Raises: DataError: the order would not be the same (another seed, global batch size, shuffle or number of rows).
+        """
+        mine = self.state_dict()
+        for key in ("num_samples", "global_batch_size", "seed", "shuffle"):
+            if int(state[key]) != mine[key]:
+                raise DataError(
+                    f"the saved data position has {key}={state[key]} but this loader has {mine[key]}: the sample order "
+                    "differs, so the position has no meaning here. Restore the setting, or start the data afresh."
+                )
+        self.set_epoch(int(state["epoch"]))
+        self._consumed = int(state["cursor"]) // self.plan.global_batch_size * self.plan.micro_batches_in(0)
+
+
+class EvalLoader:
+    """Every row exactly once over all ranks, in order, with the same number of batches on each rank; stateless."""
+
+    def __init__(
+        self, dataset: Any, *, plan: BatchPlan, collate_fn: Callable, num_workers: int, pin_memory: bool
+    ) -> None:
+        self.dataset, self.plan = dataset, plan
+        self._collate_fn, self._num_workers, self._pin_memory = collate_fn, num_workers, pin_memory
+
+    def __len__(self) -> int:
+        return self.plan.micro_batches_per_epoch
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from _torch_loader(
+            self.dataset,
+            batches=_EpochBatches(self.plan, epoch=0, start=0),
+            collate_fn=self._collate_fn,
+            num_workers=self._num_workers,
+            pin_memory=self._pin_memory,
+            seed=0,
+        )
+
+
+def _torch_loader(
+    dataset: Any, *, batches: _EpochBatches, collate_fn: Callable, num_workers: int, pin_memory: bool, seed: int
+) -> DataLoader:
+    # A generator of its own: without one, each iterator draws a seed from torch's global generator, and dropout after a
+    # resume would differ from the uninterrupted run.
+    return DataLoader(
+        _NumberedRows(dataset),
+        batch_sampler=batches,
+        collate_fn=collate_fn,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        generator=torch.Generator().manual_seed(seed),
+    )
+
+
+def build_dataloader(
+    dataset: Any,
+    *,
+    collate_fn: Callable[[list[dict[str, Any]]], Any],
+    global_batch_size: int,
+    local_batch_size: int,
+    dp_rank: int = 0,
+    dp_size: int = 1,
+    seed: int = 0,
+    shuffle: bool = True,
+    num_workers: int = 0,
+    pin_memory: bool = False,
+) -> TrainLoader:
+    """A resumable loader of one rank's micro-batches.
+
+    Args:
+        dataset: ``len()`` and ``dataset[i] -> {"input_ids": list[int], "labels": list[int], ...}``.
+        collate_fn: list of rows -> batch, such as `automodel_data.default_collater`. Rows carry ``sample_id``.
+        global_batch_size: rows of one optimizer step over all ranks.
+        local_batch_size: rows of one micro-batch on one rank.
+        dp_rank, dp_size: this rank and the number of data ranks.
+        seed: with the epoch, names the order.
+        shuffle: False keeps the dataset's order.
+        num_workers: worker processes; never changes the order.
+        pin_memory: copy batches to page-locked memory.
+
+    Raises: DataError: an empty dataset, or a size below 1.
+    """
+    plan = BatchPlan(
+        num_samples=len(dataset),
+        global_batch_size=global_batch_size,
+        local_batch_size=local_batch_size,
+        dp_rank=dp_rank,
+        dp_size=dp_size,
+        seed=seed,
+        shuffle=shuffle,
+    )
+    return TrainLoader(dataset, plan=plan, collate_fn=collate_fn, num_workers=num_workers, pin_memory=pin_memory)
+
+
+def build_eval_dataloader(
+    dataset: Any,
+    *,
+    collate_fn: Callable[[list[dict[str, Any]]], Any],
+    local_batch_size: int,
+    dp_rank: int = 0,
+    dp_size: int = 1,
+    num_workers: int = 0,
+    pin_memory: bool = False,
+) -> EvalLoader:
+    """A loader that covers every row exactly once over the ranks; filler rows have every label ignored."""
+    plan = BatchPlan(
+        num_samples=len(dataset),
+        global_batch_size=local_batch_size * dp_size,
+        local_batch_size=local_batch_size,
+        dp_rank=dp_rank,
+        dp_size=dp_size,
+        shuffle=False,
+    )
+    return EvalLoader(dataset, plan=plan, collate_fn=collate_fn, num_workers=num_workers, pin_memory=pin_memory)

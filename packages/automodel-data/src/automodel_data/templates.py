@@ -1,0 +1,280 @@
+"""Render a conversation through a chat template, and find the characters that an assistant would have written.
+
+A trained span begins where generation would begin, right after the template's generation prompt, and ends with the stop
+token that closes the turn. It comes from the template's own ``{% generation %}`` marks where it has them. Elsewhere the
+conversation is rendered a second time with a marker inside each assistant turn; the markers' positions count only if
+removing them gives the plain rendering back, character by character. A template where neither works is refused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from automodel_data.errors import BadRow, DataError
+from automodel_data.rows import Conversation
+
+Span = tuple[int, int]
+MASKS = ("assistant", "last_turn", "all")
+
+_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_MARKER = "\ue000{:d}\ue001"  # private-use characters: no tokenizer vocabulary or template treats them specially
+_MARKER_PATTERN = re.compile("\ue000\\d+\ue001")
+# Tokens that end a turn in public templates, beside the tokenizer's EOS and what the template itself shows.
+_KNOWN_STOPS = (
+    "<|im_end|>",
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|end|>",
+    "<end_of_turn>",
+    "<|return|>",
+    "<|call|>",
+    "<|eot|>",
+    "<turn|>",
+)
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """Text to tokenise without adding special tokens, and which characters of it are trained."""
+
+    text: str
+    spans: list[Span] = field(default_factory=list)
+    """Half-open character ranges, in order, without overlap."""
+
+
+class ChatTemplate:
+    """A tokenizer's chat template with what masking needs to know about it.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer.
+        chat_template: Jinja source; None takes the tokenizer's own.
+        template_kwargs: variables for the template, such as ``{"enable_thinking": False}``.
+
+    Raises: DataError: there is no template.
+    """
+
+    def __init__(
+        self, tokenizer: Any, *, chat_template: str | None = None, template_kwargs: Mapping[str, Any] | None = None
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._override = chat_template
+        self._kwargs = {**tokenizer.special_tokens_map, **(template_kwargs or {})}
+        self._added = sorted((t.content for t in tokenizer.added_tokens_decoder.values()), key=len, reverse=True)
+        if not (chat_template or getattr(tokenizer, "chat_template", None)):
+            raise DataError(
+                "the tokenizer has no chat template: conversations cannot be rendered. Set `chat_template`, use the "
+                "tokenizer "
+                "of an instruction-tuned model, or use a column-mapped dataset, which needs no template."
+            )
+
+    def render(self, conversation: Conversation, *, mask: str = "assistant") -> Rendered:
+        """Render a conversation with the spans that ``mask`` (one of `MASKS`) and per-message flags select.
+
+        Raises:
+            BadRow: the template raises on this conversation, or no assistant turn is to be trained.
+            DataError: the template leaves no way to tell assistant text, or ends a turn without a stop token.
+        """
+        if mask == "all":
+            text = self._text(conversation.messages, conversation.tools)
+            return Rendered(text, [(0, len(text))])
+        wanted = _trained_turns(conversation, mask=mask)
+        if not any(wanted):
+            raise BadRow("no assistant turn to train on", path="/messages")
+        source = self._source(conversation.tools)
+        text, spans = "", None
+        if _GENERATION.search(source):
+            text, marked = self._render(source, conversation.messages, conversation.tools, generation=True)
+            spans = [self._closed(text, span) for span in marked] if len(marked) == len(wanted) else None
+        if spans is None:
+            text, spans = self._spans_by_markers(source, conversation, len(wanted))
+        chosen = [span for span, is_wanted in zip(spans, wanted) if is_wanted]
+        return self._with_final_stop(text, chosen)
+
+    def _source(self, tools: list | None) -> str:
+        if self._override is not None:
+            return self._override
+        return self._tokenizer.get_chat_template(None, tools)
+
+    def _text(self, messages: Sequence[Mapping[str, Any]], tools: list | None, **flags: Any) -> str:
+        return self._render(self._source(tools), messages, tools, **flags)[0]
+
+    def _render(
+        self,
+        source: str,
+        messages: Sequence[Mapping[str, Any]],
+        tools: list | None,
+        *,
+        generation: bool = False,
+        add_generation_prompt: bool = False,
+    ) -> tuple[str, list[Span]]:
+        import jinja2
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        try:
+            texts, spans = render_jinja_template(
+                conversations=[list(messages)],
+                tools=tools,
+                chat_template=source,
+                return_assistant_tokens_mask=generation,
+                add_generation_prompt=add_generation_prompt,
+                **self._kwargs,
+            )
+        except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
+            raise BadRow(f"the chat template raises: {error}", path="/messages") from error
+        return texts[0], list(spans[0]) if spans else []
+
+    # --- spans by markers -------------------------------------------------------------------------------------------
+
+    def _spans_by_markers(self, source: str, conversation: Conversation, num_turns: int) -> tuple[str, list[Span]]:
+        plain, _ = self._render(source, conversation.messages, conversation.tools)
+        for marked_messages in _markings(conversation.messages):
+            marked, _ = self._render(source, marked_messages, conversation.tools)
+            anchors = _anchors(marked)
+            if len(anchors) == num_turns and _MARKER_PATTERN.sub("", marked) == plain:
+                return plain, self._spans_around(plain, anchors, conversation.messages)
+        raise BadRow(
+            "the chat template hides or rewrites assistant text, so what to train on is unknown",
+            path="/messages",
+            hint="Add {% generation %} marks to the template, or use mask='all'.",
+        )
+
+    def _spans_around(self, text: str, anchors: list[int], messages: Sequence[Mapping[str, Any]]) -> list[Span]:
+        spans: list[Span] = []
+        turns = [message for message in messages if message["role"] == "assistant"]
+        for anchor, turn in zip(anchors, turns):
+            floor = spans[-1][1] if spans else 0
+            if anchor < floor:  # the stop that was found belongs to a later turn
+                raise _no_stop()
+            start = self._turn_start(text, floor, anchor)
+            rest = turn["content"].strip()
+            after = text.find(rest, start) if rest else anchor
+            end = self._stop_end(text, max(anchor, after + len(rest)))
+            spans.append((start, len(text) if end is None else end))
+        return spans
+
+    def _turn_start(self, text: str, floor: int, anchor: int) -> int:
+        """Where generation of the turn around ``anchor`` begins: after the last generation prompt before it."""
+        for prompt in self._generation_prompts:
+            at = text.rfind(prompt, floor, anchor)
+            if at >= 0:
+                return at + len(prompt)
+        return anchor
+
+    @cached_property
+    def _generation_prompts(self) -> list[str]:
+        """The template's generation prompt and its shorter forms, longest first; empty for a template without one."""
+        user = [{"role": "user", "content": "hello"}]
+        try:
+            without, with_prompt = self._text(user, None), self._text(user, None, add_generation_prompt=True)
+        except BadRow:
+            return []
+        prompt = with_prompt[len(without) :] if with_prompt.startswith(without) else ""
+        # Past turns may lack what the prompt adds for the next one, such as an opened or empty thinking block.
+        forms = [prompt, prompt.split("<think>")[0]]
+        return [form for form in dict.fromkeys(forms) if form.strip()]
+
+    # --- stop tokens ------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def stops(self) -> list[str]:
+        """Stop tokens: what the template puts after an assistant turn, the known names the vocabulary has, and EOS."""
+        known = [token for token in _KNOWN_STOPS if token in self._added]
+        return list(
+            dict.fromkeys(
+                [*self._template_stops, *known, *([self._tokenizer.eos_token] if self._tokenizer.eos_token else [])]
+            )
+        )
+
+    @cached_property
+    def _template_stops(self) -> list[str]:
+        probe = _MARKER.format(0)
+        messages = [
+            {"role": role, "content": text} for role, text in (("user", "a"), ("assistant", probe), ("user", "b"))
+        ]
+        try:
+            after = self._text(messages, None).partition(probe)[2].lstrip()
+        except BadRow:
+            return []
+        return [token for token in self._added if after.startswith(token)][:1]
+
+    def _stop_end(self, text: str, position: int) -> int | None:
+        """End of the first stop token at or after ``position``."""
+        found = [(at, at + len(stop)) for stop in self.stops if (at := text.find(stop, position)) >= 0]
+        return min(found)[1] if found else None
+
+    def _closed(self, text: str, span: Span) -> Span:
+        """A span from the template's marks, stretched over the stop token where the mark left that out."""
+        start, end = span
+        if any(text[start:end].rstrip().endswith(stop) for stop in self.stops):
+            return start, start + len(text[start:end].rstrip())
+        after = len(text) - len(text[end:].lstrip())
+        for stop in self.stops:
+            if text.startswith(stop, after):
+                return start, after + len(stop)
+        return span
+
+    def _with_final_stop(self, text: str, spans: list[Span]) -> Rendered:
+        """Require a stop token at the end of every span; the last turn gets one where the template adds none."""
+        for i, (start, end) in enumerate(spans):
+            if any(text.endswith(stop, start, end) for stop in self.stops):
+                continue
+            if end < len(text.rstrip()) or not self.stops:
+                raise _no_stop()
+            text = text[:end] + self.stops[0]
+            spans = [*spans[:i], (start, len(text))]
+        return Rendered(text, spans)
+
+
+def _no_stop() -> DataError:
+    return DataError(
+        "the chat template ends an assistant turn without a stop token: a model trained on it would never stop. "
+        "Use a template that closes each turn with the EOS or end-of-turn token, or mask='all'."
+    )
+
+
+def _trained_turns(conversation: Conversation, *, mask: str) -> list[bool]:
+    """One flag per assistant message: the row's own flag, else the policy's."""
+    turns = [i for i, message in enumerate(conversation.messages) if message["role"] == "assistant"]
+    flags = conversation.train or [None] * len(conversation.messages)
+    default = {i: mask == "assistant" or i == turns[-1] for i in turns}
+    return [default[i] if flags[i] is None else bool(flags[i]) for i in turns]
+
+
+def _markings(messages: Sequence[Mapping[str, Any]]):
+    """Copies of the messages with a marker in each assistant turn, the likeliest place first."""
+    for place in (_mark_content, _mark_tool_call):
+        counter = iter(range(len(messages)))
+        yield [place(m, _MARKER.format(next(counter))) if m["role"] == "assistant" else m for m in messages]
+
+
+def _mark_content(message: Mapping[str, Any], marker: str) -> dict[str, Any]:
+    content = message["content"]
+    if not content.strip() and message.get("tool_calls"):
+        return _mark_tool_call(message, marker)
+    # Past whitespace, which templates trim, and past an inline thinking block, which templates cut out of earlier
+    # turns.
+    at = content.rfind("</think>")
+    at = 0 if at < 0 else at + len("</think>")
+    at += len(content[at:]) - len(content[at:].lstrip())
+    return {**message, "content": content[:at] + marker + content[at:]}
+
+
+def _mark_tool_call(message: Mapping[str, Any], marker: str) -> dict[str, Any]:
+    if not message.get("tool_calls"):
+        return _mark_content(message, marker)
+    first, *others = message["tool_calls"]
+    function = {**first["function"], "name": marker + first["function"]["name"]}
+    return {**message, "tool_calls": [{**first, "function": function}, *others]}
+
+
+def _anchors(marked: str) -> list[int]:
+    """Positions of the markers, in coordinates of the text without them."""
+    positions, removed = [], 0
+    for match in _MARKER_PATTERN.finditer(marked):
+        positions.append(match.start() - removed)
+        removed += len(match.group())
+    return positions
