@@ -1,0 +1,50 @@
+"""``train CONFIG``."""
+
+import click
+
+from automodel_recipes.cli.arguments import OVERRIDES_AS_ARGUMENTS, config_arguments, output_options, read_config
+from automodel_recipes.options import TrainOptions
+
+
+@click.command(context_settings=OVERRIDES_AS_ARGUMENTS, options_metavar="[OPTIONS]")
+@config_arguments
+@click.option("--nproc-per-node", default=1, metavar="N", type=click.IntRange(1), help="Processes on this machine.")
+@click.option("--resume", default="never", metavar="auto|never|PATH", help="Go on with a run; never by default.")
+@click.option("--max-steps", type=click.IntRange(1), metavar="N", help="Stop after N optimizer steps.")
+@click.option("--dry-run", is_flag=True, help="Build everything, train no step.")
+@click.option("--quiet", is_flag=True, help="Print no screen.")
+@output_options
+@click.pass_context
+def train(
+    context: click.Context,
+    config: str,
+    overrides: tuple[str, ...],
+    *,
+    allow_target: tuple[str, ...],
+    trust_remote_code: bool,
+    nproc_per_node: int,
+    resume: str,
+    max_steps: int | None,
+    dry_run: bool,
+    quiet: bool,
+    as_json: bool,
+) -> int:
+    """Fine-tune or pretrain: the recipe named in CONFIG.
+
+    Example: automodel-recipes train llama_lora.yaml optimizer.lr=1e-4 --nproc-per-node 2
+    """
+    node = read_config(config, overrides, allow_target=allow_target, trust_remote_code=trust_remote_code)
+    from automodel_recipes.launch.local import launch, under_launcher
+
+    if nproc_per_node > 1 and not under_launcher():
+        return launch(context.find_root().obj, nproc_per_node)
+    from automodel_recipes.run import run
+
+    options = TrainOptions(
+        resume=resume,
+        max_steps=max_steps,
+        dry_run=dry_run,
+        nproc_per_node=nproc_per_node,
+        quiet=quiet or as_json,
+    )
+    return run(node, options)
