@@ -1,5 +1,41 @@
 """Checkpoints that survive crashes, resume exactly and load straight back into Hugging Face and PEFT."""
 
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
 from automodel_ckpt.__about__ import __version__
 
-__all__ = ["__version__"]
+_HOMES = {
+    "AlreadyExists": "errors",
+    "CheckpointError": "errors",
+    "CheckpointNotFound": "errors",
+    "CorruptCheckpoint": "errors",
+    "Keep": "retention",
+    "LeaseHeld": "errors",
+    "LoadFailed": "errors",
+    "LoadReport": "loading",
+    "SaveFailed": "errors",
+    "StateMismatch": "errors",
+    "UnsafeFile": "errors",
+    "UnsupportedState": "errors",
+    "VerificationFailed": "errors",
+    "best": "directory",
+    "gc": "retention",
+    "latest": "directory",
+    "load": "loading",
+    "save": "saving",
+}
+
+__all__ = ["__version__", *sorted(_HOMES)]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__
