@@ -23,7 +23,8 @@ class ParallelContext:
     Attributes:
         rank, world_size, device, is_main: where this process stands.
         dims: the sizes of all axes.
-        mesh, meshes: ``DeviceMesh`` over ``pp, dp_replicate, dp_shard, cp, tp`` and the groups made of it; None for a process without.
+        mesh, meshes: ``DeviceMesh`` over ``pp, dp_replicate, dp_shard, cp, tp``, and the groups beside it; None for a
+            process without a group.
         dp_rank, dp_size: which part of a global batch this rank reads. Ranks that differ only in ``cp``, ``tp`` or
             ``pp`` share a ``dp_rank``: they read the same rows.
         pipeline: None, or the schedule that replaces forward and backward under pipeline parallelism.

@@ -150,6 +150,6 @@ def _set_prefetch(blocks: list[nn.Module], *, forward: int, backward: int) -> No
     for i, block in enumerate(blocks):
         assert isinstance(block, FSDPModule)
         if forward:
-            block.set_modules_to_forward_prefetch(blocks[i + 1 : i + 1 + forward])  # type: ignore[arg-type]
+            block.set_modules_to_forward_prefetch(blocks[i + 1 : i + 1 + forward])
         if backward:
-            block.set_modules_to_backward_prefetch(blocks[max(i - backward, 0) : i][::-1])  # type: ignore[arg-type]
+            block.set_modules_to_backward_prefetch(blocks[max(i - backward, 0) : i][::-1])

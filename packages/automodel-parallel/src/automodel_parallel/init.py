@@ -73,7 +73,7 @@ def init_distributed(
         local_rank=env.local_rank,
         world_size=env.world_size,
         device=torch_device,
-        backend=dist.get_backend_config() if dist.is_initialized() else None,
+        backend=str(dist.get_backend()) if dist.is_initialized() else None,
         is_main=env.rank == 0,
     )
 

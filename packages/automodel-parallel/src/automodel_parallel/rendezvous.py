@@ -63,8 +63,8 @@ def connect_store(env: ProcessEnv, *, timeout_s: float) -> dist.Store:
             message = f"rank 0 cannot listen at {where}: choose a free MASTER_PORT."
         else:
             message = (
-                f"rank {env.rank} cannot reach rank 0 at {where} within {timeout_s:g} s: rank 0 is missing, or a firewall "
-                "is in between. Check that it was started, and MASTER_ADDR and MASTER_PORT."
+                f"rank {env.rank} cannot reach rank 0 at {where} within {timeout_s:g} s: rank 0 is missing, or a "
+                "firewall is in between. Check that it was started, and MASTER_ADDR and MASTER_PORT."
             )
         raise RuntimeError(message) from error
 
@@ -102,8 +102,8 @@ def _from_torchrun(environ: Mapping[str, str]) -> ProcessEnv:
         absent += [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in environ]
     if absent:
         raise ValueError(
-            f"the environment lacks {', '.join(absent)}: RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT belong together. "
-            "Start with torchrun, or set all of them."
+            f"the environment lacks {', '.join(absent)}: RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT belong "
+            "together. Start with torchrun, or set all of them."
         )
     rank = int(environ["RANK"])
     if not 0 <= rank < world_size:
