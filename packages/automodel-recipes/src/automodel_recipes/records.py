@@ -169,7 +169,7 @@ class RunRecords:
             "status": status,
             "recipe": type(self.r).__name__,
             "command": sys.argv,
-            "config": self.r.config.to_dict(),
+            "config": self.r.config.to_dict(raw=True),
             "versions": package_versions(),
             "python": platform.python_version(),
             "platform": platform.platform(),

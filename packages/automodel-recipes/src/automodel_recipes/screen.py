@@ -58,10 +58,7 @@ def next_commands(run: Path) -> list[str]:
 
 
 def _config_line(r: "BaseRecipe") -> str:
-    source = getattr(r.config, "source", None)
-    overrides = len(getattr(r.config, "overrides", ()) or ())
-    extra = f" + {overrides} override{'s' if overrides != 1 else ''}" if overrides else ""
-    return f"{source or 'in memory'}{extra}"
+    return f"{r.config.source().file}, {len(r.config)} sections"
 
 
 def _model_line(r: "BaseRecipe") -> str:

@@ -3,7 +3,7 @@
 import inspect
 from typing import Any
 
-from automodel_core.config import ConfigNode, resolve_target
+from automodel_core.config import ConfigNode
 
 
 def accepted(target: Any, offered: dict[str, Any]) -> dict[str, Any]:
@@ -20,8 +20,7 @@ def build(node: ConfigNode, **offered: Any) -> Any:
 
     A key that stands in the YAML wins over the offered object.
     """
-    target = resolve_target(node.get("_target_"))
-    runtime = {name: value for name, value in accepted(target, offered).items() if name not in node}
+    runtime = {name: value for name, value in accepted(node.target(), offered).items() if name not in node}
     return node.instantiate(**runtime)
 
 

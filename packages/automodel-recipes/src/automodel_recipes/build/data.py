@@ -4,9 +4,9 @@ from functools import partial
 from typing import Any
 
 from automodel_core.config import ConfigNode
-from automodel_data.collate import default_collater
+from automodel_data.collate import default_collater, packed_collater
 from automodel_data.loader import build_dataloader, build_eval_dataloader
-from automodel_recipes.build.call import build, plain
+from automodel_recipes.build.call import accepted, build, plain
 from automodel_recipes.errors import RecipeError
 
 
@@ -73,7 +73,7 @@ def build_eval_loader(config: ConfigNode, dataset: Any, *, collate_fn: Any, para
     return build_eval_dataloader(
         dataset,
         collate_fn=collate_fn,
-        batch_size=batch_size or config.get("step_scheduler.local_batch_size", 1),
+        local_batch_size=batch_size or config.get("step_scheduler.local_batch_size", 1),
         dp_rank=parallel.dp_rank,
         dp_size=parallel.dp_size,
         **options,
@@ -92,19 +92,14 @@ def global_batch_size(config: ConfigNode, dp_size: int) -> int:
 def build_collate_fn(section: ConfigNode | None, *, tokenizer: Any, packed: bool) -> Any:
     """The collate function of a dataloader section; padding for plain rows, flat packing for packed ones."""
     node = section.get("collate_fn") if section is not None else None
-    runtime = {"pad_token_id": pad_token_id(tokenizer)}
+    runtime = {"pad_token_id": pad_token_id(tokenizer), "tokenizer": tokenizer}
     if node is not None:
-        from automodel_core.config import resolve_target
-        from automodel_recipes.build.call import accepted
-
-        target = resolve_target(node.get("_target_"))
+        target = node.target()
         keys = {name: value for name, value in node.to_dict().items() if name != "_target_"}
-        return partial(target, **{**accepted(target, {**runtime, "tokenizer": tokenizer}), **keys})
-    if packed:
-        from automodel_data.collate import packed_collater
-
-        return partial(packed_collater, **runtime)
-    return partial(default_collater, **runtime)
+    else:
+        target = packed_collater if packed else default_collater
+        keys = {}
+    return partial(target, **{**accepted(target, runtime), **keys})
 
 
 def build_dataset(section: ConfigNode, *, tokenizer: Any, **offered: Any) -> Any:
@@ -113,5 +108,5 @@ def build_dataset(section: ConfigNode, *, tokenizer: Any, **offered: Any) -> Any
 
 
 def _loader_options(section: ConfigNode | None) -> dict[str, Any]:
-    known = ("num_workers", "shuffle")
+    known = ("num_workers", "shuffle", "pin_memory")
     return {key: section.get(key) for key in known if section is not None and key in section}

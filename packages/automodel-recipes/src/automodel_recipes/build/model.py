@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from automodel_core.config import ConfigNode, resolve_target
-from automodel_recipes.build.call import accepted, build, plain
+from automodel_core.config import ConfigNode
+from automodel_recipes.build.call import build, plain
 
 
 @dataclass
@@ -69,5 +69,4 @@ def _apply_kernels(built: ModelBuild, config: ConfigNode) -> None:
 
 def _apply_transforms(built: ModelBuild, config: ConfigNode) -> None:
     for section in config.get("transforms") or []:
-        transform = resolve_target(section.get("_target_"))
-        built.reports.append(section.instantiate(**accepted(transform, {"model": built.model})))
+        built.reports.append(build(section, model=built.model))

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from automodel_core.config import ConfigNode, resolve_target
+from automodel_core.config import ConfigNode
 from automodel_core.optim import OptimizerParamScheduler, build_optimizer
 from automodel_recipes.build.call import build
 
@@ -24,8 +24,8 @@ def build_recipe_optimizer(config: ConfigNode, model: torch.nn.Module) -> torch.
     section = config.get("optimizer")
     if section is None:
         return build_optimizer(model, torch.optim.AdamW, lr=1e-5)
-    keys = section.to_dict()
-    return build_optimizer(model, resolve_target(keys.pop("_target_")), **keys)
+    keys = {name: value for name, value in section.to_dict().items() if name != "_target_"}
+    return build_optimizer(model, section.target(), **keys)
 
 
 def build_lr_schedule(

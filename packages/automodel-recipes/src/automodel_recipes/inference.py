@@ -1,0 +1,133 @@
+"""Load what a run made, through plain transformers and peft, and generate with it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from automodel_recipes.errors import RecipeError
+from automodel_recipes.places import Place
+
+
+def load_for_inference(place: Place, *, base_model: str | None = None, device: str = "cpu") -> tuple[Any, Any]:
+    """A model in eval mode and its tokenizer.
+
+    Args:
+        place: what to load; an adapter is put on the base model that it names.
+        base_model: another place of the same base model.
+        device: where the model goes.
+
+    Raises: RecipeError: the place holds a training checkpoint, which has no standalone form, or the base is absent.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if place.kind == "checkpoint":
+        return _load_checkpoint(place, device)
+    if place.kind == "adapter":
+        from peft import PeftModel
+
+        base = base_model or place.base_model
+        if not base:
+            raise RecipeError(f"{place.path} names no base model. Give one by --base-model.")
+        model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype="auto"), place.path)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(place.path, dtype="auto")
+    has_tokenizer = place.kind == "hub" or (Path(place.path) / "tokenizer_config.json").is_file()
+    tokenizer = AutoTokenizer.from_pretrained(place.path if has_tokenizer else base_model or place.base_model)
+    return model.to(device).eval(), tokenizer
+
+
+def _load_checkpoint(place: Place, device: str) -> tuple[Any, Any]:
+    """Rebuild the model from the run's own configuration and load the checkpoint's weights into it."""
+    import json
+
+    from automodel_ckpt import load
+    from automodel_core.config import config_from_dict
+    from automodel_recipes.build.data import build_tokenizer
+    from automodel_recipes.build.model import build_model
+
+    record = (place.run or Path(place.path).parent) / "run.json"
+    if not record.is_file():
+        raise RecipeError(
+            f"{place.path} is a training checkpoint and {record} is missing. Give the whole run directory."
+        )
+    config = config_from_dict(json.loads(record.read_text(encoding="utf-8"))["config"])
+    tokenizer = build_tokenizer(config)
+    built = build_model(config, seed=0, tokenizer=tokenizer)
+    load(place.path, {"model": built.model}, trainable_only=built.peft is not None)
+    return built.model.to(device).eval(), tokenizer
+
+
+@torch.no_grad()
+def stream_answer(
+    model: Any, tokenizer: Any, messages: list[dict[str, str]], *, max_new_tokens: int = 256, temperature: float = 0.0
+) -> Iterator[str]:
+    """The answer to a conversation, in pieces as they are generated.
+
+    Args:
+        messages: ``{"role": ..., "content": ...}``, the last one from the user.
+        temperature: 0 decodes greedily.
+    """
+    from threading import Thread
+
+    from transformers import TextIteratorStreamer
+
+    encoded = encode_conversation(tokenizer, messages).to(model.device)
+    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+    keys = {
+        "input_ids": encoded,
+        "attention_mask": torch.ones_like(encoded),
+        "max_new_tokens": max_new_tokens,
+        "eos_token_id": stop_token_ids(tokenizer),
+        "pad_token_id": tokenizer.pad_token_id or tokenizer.eos_token_id,
+        "streamer": streamer,
+        **sampling,
+    }
+    thread = Thread(target=model.generate, kwargs=keys, daemon=True)
+    thread.start()
+    yield from streamer
+    thread.join()
+
+
+def encode_conversation(tokenizer: Any, messages: list[dict[str, str]]) -> torch.Tensor:
+    """``[1, T]`` ids of a conversation up to the assistant's turn; plain text where there is no chat template."""
+    if tokenizer.chat_template:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+    return tokenizer(messages[-1]["content"], return_tensors="pt")["input_ids"]
+
+
+def stop_token_ids(tokenizer: Any) -> list[int]:
+    """End-of-text, and the end-of-turn token that the chat template writes after an answer."""
+    ids = {tokenizer.eos_token_id} if tokenizer.eos_token_id is not None else set()
+    if tokenizer.chat_template:
+        turn = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+        text = tokenizer.apply_chat_template(turn, tokenize=False)
+        tail = text[text.rindex("b") + 1 :].strip()
+        special = [i for i in tokenizer(tail, add_special_tokens=False)["input_ids"] if i in tokenizer.all_special_ids]
+        ids.update(special[:1])
+    return sorted(ids)
+
+
+def merge_adapter(place: Place, out: Path, *, base_model: str | None = None) -> None:
+    """Write the base model with the adapter's weights added in, as a plain Hugging Face directory.
+
+    Raises: RecipeError: the place is no adapter, ``out`` exists, or merging changed no weight.
+    """
+    from transformers import AutoModelForCausalLM
+
+    from automodel_ckpt import export_hf
+
+    if place.kind != "adapter":
+        raise RecipeError(f"{place.path} is no adapter, so there is nothing to merge. Give a LoRA run or adapter.")
+    if out.exists():
+        raise RecipeError(f"{out} exists already. Choose another -o.")
+    model, tokenizer = load_for_inference(place, base_model=base_model)
+    merged = model.merge_and_unload()
+    base = AutoModelForCausalLM.from_pretrained(base_model or place.base_model, dtype="auto").state_dict()
+    state = merged.state_dict()
+    if all(torch.equal(state[name].cpu(), tensor) for name, tensor in base.items()):
+        raise RecipeError(f"merging {place.path} changed no weight of {place.base_model}: the adapter is empty.")
+    export_hf(merged, out, tokenizer=tokenizer)

@@ -1,0 +1,68 @@
+"""What a PATH argument may be: a run, one of its checkpoints, an adapter, a model directory, or a hub id."""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from automodel_recipes.errors import RecipeError
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where weights lie: ``kind`` is ``adapter``, ``model``, ``checkpoint`` or ``hub``."""
+
+    kind: str
+    path: str
+    run: Path | None = None
+
+    @property
+    def base_model(self) -> str | None:
+        """The base model that an adapter names."""
+        if self.kind != "adapter":
+            return None
+        config = json.loads((Path(self.path) / "adapter_config.json").read_text(encoding="utf-8"))
+        return config.get("base_model_name_or_path")
+
+
+def find_place(argument: str) -> Place:
+    """Resolve ``RUN``, ``RUN@best``, ``RUN@latest``, ``RUN@1200``, a directory, or a hub id.
+
+    A run stands for its finished weights, and while it has none, for its newest checkpoint.
+
+    Raises: RecipeError: nothing usable there; says what was looked for.
+    """
+    where, _, mark = argument.rpartition("@") if re.search(r"@(best|latest|\d+)$", argument) else (argument, "", "")
+    path = Path(where)
+    if not path.is_dir():
+        if not path.exists() and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", argument) and not argument.startswith("."):
+            return Place("hub", argument)
+        raise RecipeError(f"{argument}: no such directory. Give a run, a checkpoint, an adapter or a model directory.")
+    if mark:
+        return Place("checkpoint", str(_checkpoint(path, mark)), run=path)
+    return _directory(path)
+
+
+def _directory(path: Path) -> Place:
+    for folder in (path, path / "final", path / "hf"):
+        if (folder / "adapter_config.json").is_file():
+            return Place("adapter", str(folder), run=path if folder != path else None)
+        if (folder / "config.json").is_file():
+            return Place("model", str(folder), run=path if folder != path else None)
+    if (path / "MANIFEST.json").is_file():
+        return Place("checkpoint", str(path), run=path.parent)
+    return Place("checkpoint", str(_checkpoint(path, "latest")), run=path)
+
+
+def _checkpoint(run: Path, mark: str) -> Path:
+    from automodel_ckpt import best, latest
+
+    if mark.isdigit():
+        found = run / f"step-{int(mark):08d}"
+        found = found if found.is_dir() else None
+    else:
+        found = best(run) if mark == "best" else latest(run)
+    if found is None:
+        there = ", ".join(sorted(p.name for p in run.glob("step-*"))) or "none"
+        raise RecipeError(f"{run} has no checkpoint {mark!r}. Checkpoints there: {there}.")
+    return Path(found)
