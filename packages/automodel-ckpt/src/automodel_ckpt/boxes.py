@@ -36,9 +36,7 @@ class Box:
         return Box(offset, shape) if all(n > 0 for n in shape) else None
 
     def contains(self, other: Box) -> bool:
-        return all(
-            a <= b and b + m <= a + n for a, n, b, m in zip(self.offset, self.shape, other.offset, other.shape)
-        )
+        return all(a <= b and b + m <= a + n for a, n, b, m in zip(self.offset, self.shape, other.offset, other.shape))
 
     def view(self, tensor: Tensor, part: Box) -> Tensor:
         """The view of ``tensor``, whose data is this box, that holds ``part``."""
@@ -93,7 +91,7 @@ def _plain(tensor: Tensor) -> Tensor:
 
 
 def _dtensor_box(tensor: Tensor) -> Box:
-    mesh, placements = tensor.device_mesh, tensor.placements  # type: ignore[attr-defined]
+    mesh, placements = tensor.device_mesh, tensor.placements
     if any(placement.is_partial() for placement in placements):
         raise UnsupportedState(f"a DTensor placed {placements} holds unreduced sums. Redistribute it before saving.")
     coordinate = mesh.get_coordinate()

@@ -35,7 +35,7 @@ class Coordinator(Protocol):
     ) -> Any:
         """Run ``part`` on every rank and ``combine`` on rank 0; return or raise its outcome everywhere.
 
-        What ``part`` and ``combine`` return is plain JSON. An error that is not a `CheckpointError` becomes ``failure``.
+        What ``part`` and ``combine`` return is plain JSON. Errors that are not `CheckpointError` become ``failure``.
         """
         ...
 
@@ -201,7 +201,7 @@ def make_coordinator(process_group: Any = None, *, deadline_s: float = 600.0) ->
     key = tuple(ranks)
     if key not in _COORDINATORS or _COORDINATORS[key].store is not _default_store():
         # One coordinator per set of ranks: its counter keeps the ballots of successive saves apart.
-        prefix = f"automodel-ckpt/{xxhash.xxh3_64_hexdigest(repr(key))}"
+        prefix = f"automodel-ckpt/{xxhash.xxh3_64_hexdigest(repr(key).encode())}"
         _COORDINATORS[key] = StoreCoordinator(_default_store(), dist.get_rank(process_group), world_size, prefix=prefix)
     coordinator = _COORDINATORS[key]
     coordinator.deadline_s = deadline_s

@@ -45,5 +45,7 @@ def dtype_of(name: str) -> torch.dtype:
     Raises: UnsupportedState: the name is not one of ours.
     """
     if name not in _DTYPES:
-        raise UnsupportedState(f"dtype {name!r} in a file: known are {', '.join(sorted(_DTYPES))}. Upgrade this package.")
+        raise UnsupportedState(
+            f"dtype {name!r} in a file: known are {', '.join(sorted(_DTYPES))}. Upgrade automodel-ckpt."
+        )
     return _DTYPES[name]

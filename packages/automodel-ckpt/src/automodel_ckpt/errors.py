@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 
 
 class CheckpointError(RuntimeError):
@@ -38,7 +38,12 @@ class CorruptCheckpoint(CheckpointError):
     """
 
     def __init__(
-        self, message: str, *, file: Path | str | None = None, tensor: str | None = None, offset: int | None = None
+        self,
+        message: str,
+        *,
+        file: str | os.PathLike | None = None,
+        tensor: str | None = None,
+        offset: int | None = None,
     ) -> None:
         super().__init__(message)
         self.file = file

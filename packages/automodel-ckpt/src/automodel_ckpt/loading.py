@@ -9,6 +9,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,10 +92,10 @@ def load(
         raise ValueError(f"verify={verify!r}: allowed are 'hash', 'size' and 'none'.")
     coordinator = make_coordinator(process_group, deadline_s=deadline_s)
     directory, name = _agree_on_path(path, coordinator)
-    options = {"strict": strict, "verify": verify, "rename": rename, "cast": cast, "threads": threads}
+    load_one = partial(_load_one, strict=strict, verify=verify, rename=rename, cast=cast, threads=threads)
     while True:
         try:
-            return _load_one(directory, name, state, coordinator, **options)
+            return load_one(directory, name, state, coordinator)
         except CorruptCheckpoint as error:
             older = _older(directory, name) if fallback else None
             if older is None:

@@ -95,4 +95,6 @@ def _check_agreement(offers: list[dict[str, Any]]) -> None:
             for name, dtype, shape, *_ in content["tensors"]:
                 first, seen = described.setdefault((section, name), (rank, [dtype, shape]))
                 if seen != [dtype, shape]:
-                    raise SaveFailed(f"{section} {name!r} is {seen} on rank {first} and {[dtype, shape]} on rank {rank}.")
+                    raise SaveFailed(
+                        f"{section} {name!r} is {seen} on rank {first} and {[dtype, shape]} on rank {rank}."
+                    )

@@ -179,8 +179,8 @@ def _run(fd: int, name: str, record: FileRecord, job: _Job) -> int:
         _skip(fd, name, position, job.end, digest)
         if digest.hexdigest() != record.blocks[job.block or 0]:
             raise CorruptCheckpoint(
-                f"{name}: the block at byte {job.start} (tensor {job.targets[0].tensor!r} and what lies beside it) is not "
-                "what was written. Use an older checkpoint.",
+                f"{name}: the block at byte {job.start} (tensor {job.targets[0].tensor!r} and its neighbours) "
+                "is not what was written. Use an older checkpoint.",
                 file=name,
                 tensor=job.targets[0].tensor,
                 offset=job.start,
@@ -199,7 +199,9 @@ def _skip(fd: int, name: str, start: int, end: int, digest: xxhash.xxh3_64 | Non
         _fill(fd, name, scratch[: min(SLICE_BYTES, end - low)], low, digest, None)
 
 
-def _fill(fd: int, name: str, memory: memoryview, start: int, digest: xxhash.xxh3_64 | None, tensor: str | None) -> None:
+def _fill(
+    fd: int, name: str, memory: memoryview, start: int, digest: xxhash.xxh3_64 | None, tensor: str | None
+) -> None:
     for low in range(0, len(memory), SLICE_BYTES):
         part = memory[low : low + SLICE_BYTES]
         done = 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,10 +66,16 @@ def _plan_module(
     inner = tensor_names(tree) if tree is not None else set()
     plan.unexpected = sorted((stored.tensors.keys() | stored.aliases.keys()) - wanted - inner - _sources(plan, stored))
     if tree is not None:
-        extra = {name: torch.empty(stored.tensors[name].shape, dtype=dtype_of(stored.tensors[name].dtype)) for name in inner}
+        extra = _allocate(stored, inner)
         plan.targets.update({name: [tensor] for name, tensor in extra.items()})
         plan.finish = lambda: set_extra_state(module, decode(tree, extra))
     return plan
+
+
+def _allocate(stored: Section, names: Iterable[str]) -> dict[str, Tensor]:
+    """Fresh CPU tensors for stored ones."""
+    records = {name: stored.tensors[name] for name in names}
+    return {name: torch.empty(record.shape, dtype=dtype_of(record.dtype)) for name, record in records.items()}
 
 
 def _is_stored(name: str, stored: Section) -> bool:
@@ -121,15 +127,13 @@ def _plan_optimizer(optimizer: Optimizer, stored: Section, tree: Any, names: dic
         return Restore(differences=problems)
     fresh = allocate_state(optimizer, names, tree["state"], stored.tensors)
     targets: dict[str, list[Tensor]] = {}
-    others: dict[str, Tensor] = {}
     by_name = {names[id(parameter)]: values for parameter, values in fresh.items()}
     for name, values in tree["state"].items():
         for key, value in values.items():
             if isinstance(value, dict) and "$tensor" in value:
                 targets[value["$tensor"]] = [by_name[name][key]]
-    for name in tensor_names(tree) - targets.keys():
-        others[name] = torch.empty(stored.tensors[name].shape, dtype=dtype_of(stored.tensors[name].dtype))
-        targets[name] = [others[name]]
+    others = _allocate(stored, tensor_names(tree) - targets.keys())
+    targets.update({name: [tensor] for name, tensor in others.items()})
 
     def finish() -> None:
         for parameter, values in fresh.items():
@@ -145,7 +149,7 @@ def _plan_optimizer(optimizer: Optimizer, stored: Section, tree: Any, names: dic
 
 def _plan_plain(section: str, value: Any, stored: Section, tree: Any) -> Restore:
     names = tensor_names(tree)
-    loaded = {name: torch.empty(stored.tensors[name].shape, dtype=dtype_of(stored.tensors[name].dtype)) for name in names}
+    loaded = _allocate(stored, names)
     plan = Restore(targets={name: [tensor] for name, tensor in loaded.items()})
     _match_keys(plan, section, value, tree)
     plan.finish = lambda: restore_plain(value, decode(tree, loaded), section)

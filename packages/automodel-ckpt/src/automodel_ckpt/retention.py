@@ -36,9 +36,9 @@ class Keep:
     def best_rule(self) -> tuple[str, str, int]:
         """Metric, mode and count of ``best``."""
         assert self.best is not None
-        rule = (self.best,) if isinstance(self.best, str) else tuple(self.best)
-        metric, mode, count = (*rule, *("min", 1)[len(rule) - 1 :])
-        return str(metric), str(mode), int(count)
+        if isinstance(self.best, str):
+            return self.best, "min", 1
+        return self.best[0], self.best[1], self.best[2] if len(self.best) == 3 else 1
 
 
 def collect_garbage(directory: Directory, keep: Keep) -> list[str]:

@@ -1,0 +1,92 @@
+"""Names in memory and on disk: Transformers 5 renames, fuses and transposes the weights of some families at load.
+
+The conversion itself is Transformers' own. What is added here is that it runs over a few tensors at a time: a
+rehearsal on the meta device shows which tensors only change their name, and which are converted together.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from automodel_ckpt.errors import UnsupportedState
+
+Convert = Callable[[dict[str, Tensor]], dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Tensors in memory that become tensors on disk together.
+
+    ``disk`` maps a name on disk to its shape. ``convert`` turns the former, by memory name, into the latter.
+    """
+
+    memory: tuple[str, ...]
+    disk: dict[str, tuple[int, ...]]
+    convert: Convert
+
+
+def disk_groups(model: Any, tensors: Mapping[str, Tensor]) -> list[Group]:
+    """How the tensors of a model are written to disk, in the order of ``tensors``.
+
+    Args:
+        model: a Transformers model, or any module (then names stay as they are).
+        tensors: memory name -> tensor (any device, DTensors too); only shapes and dtypes are used.
+    """
+    revert = _reverter(model)
+    meta = {name: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta") for name, tensor in tensors.items()}
+    disk = revert(meta)
+    by_id = {id(tensor): name for name, tensor in meta.items()}
+    renamed = {by_id[id(tensor)]: name for name, tensor in disk.items() if id(tensor) in by_id}
+    groups = {name: _rename_group(name, renamed[name], meta[name]) for name in renamed}
+    converted = [name for name in meta if name not in renamed]
+    if converted:
+        expected = {name: t for name, t in disk.items() if name not in set(renamed.values())}
+        groups.update(_converted_groups(converted, expected, meta, revert))
+    order = {name: i for i, name in enumerate(tensors)}
+    return sorted(groups.values(), key=lambda group: order[group.memory[0]])
+
+
+def _rename_group(memory: str, disk: str, tensor: Tensor) -> Group:
+    return Group((memory,), {disk: tuple(tensor.shape)}, lambda given: {disk: given[memory]})
+
+
+def _converted_groups(
+    names: list[str], expected: dict[str, Tensor], meta: dict[str, Tensor], revert: Convert
+) -> dict[str, Group]:
+    """Split converted tensors by layer; all in one group where that does not give the same names and shapes."""
+    by_layer: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        by_layer[_layer(name)].append(name)
+    wanted = {name: tuple(tensor.shape) for name, tensor in expected.items()}
+    for parts in (list(by_layer.values()), [names]):
+        groups = {}
+        for part in parts:
+            shapes = {name: tuple(t.shape) for name, t in revert({name: meta[name] for name in part}).items()}
+            groups[part[0]] = Group(tuple(part), shapes, revert)
+        if {name: shape for group in groups.values() for name, shape in group.disk.items()} == wanted:
+            return groups
+    raise UnsupportedState(
+        f"the conversion of {len(names)} tensors such as {names[0]!r} to their names on disk depends on other tensors. "
+        "Use model.save_pretrained(), and report the model."
+    )
+
+
+def _layer(name: str) -> str:
+    """The part of a name up to its first number: ``model.layers.3``."""
+    parts = name.split(".")
+    return next((".".join(parts[: i + 1]) for i, part in enumerate(parts) if part.isdigit()), "")
+
+
+def _reverter(model: Any) -> Convert:
+    """Transformers' conversion from memory to disk for this model."""
+    if not hasattr(model, "config") or not hasattr(model, "save_pretrained"):
+        return lambda tensors: dict(tensors)
+    from transformers.core_model_loading import revert_weight_conversion
+
+    return lambda tensors: revert_weight_conversion(model, dict(tensors))
