@@ -1,0 +1,134 @@
+"""The forwards that a rule puts on a module, and the reasons why a module cannot take one."""
+
+import inspect
+import types
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from automodel_kernels.ops.glu import geglu, swiglu
+from automodel_kernels.ops.rms_norm import rms_norm
+from automodel_kernels.ops.rope import rope
+
+Forward = Callable[..., object]
+ROPE_NAME = "apply_rotary_pos_emb"
+_SILU = ("SiLU", "SiLUActivation")
+_GELU_TANH = ("GELUTanh", "PytorchGELUTanh")
+_GELU_ERF = ("GELUActivation",)
+
+
+def llama_rms_norm(module: nn.Module, strict: bool) -> Forward:
+    """RMSNorm rounded before the product with the weight."""
+    return _norm_forward(module, "llama", strict)
+
+
+def gemma_rms_norm(module: nn.Module, strict: bool) -> Forward:
+    """RMSNorm with ``1 + weight``, rounded after the product."""
+    return _norm_forward(module, "gemma", strict)
+
+
+def _norm_forward(module: nn.Module, order: Any, strict: bool) -> Forward:
+    eps = _eps(module)
+
+    def forward(self: Any, hidden_states: Tensor) -> object:
+        return rms_norm(hidden_states, self.weight, eps=eps, order=order, strict=strict)
+
+    return forward
+
+
+def norm_unfit(module: nn.Module) -> str:
+    """Why a norm cannot be replaced."""
+    weight = getattr(module, "weight", None)
+    if weight is None or weight.ndim != 1:
+        return "it has no one-dimensional weight"
+    return "" if _eps(module) is not None else "it has neither variance_epsilon nor eps"
+
+
+def _eps(module: nn.Module) -> Any:
+    return getattr(module, "variance_epsilon", getattr(module, "eps", None))
+
+
+def gated_mlp(module: nn.Module, strict: bool) -> Forward:
+    """``down(act(gate(x)) * up(x))``; the projections are called as modules, so adapters and FP8 stay in effect."""
+    gated = _gated_product(module.act_fn, strict)
+
+    def forward(self: Any, hidden_states: Tensor) -> object:
+        return self.down_proj(gated(self.gate_proj(hidden_states), self.up_proj(hidden_states)))
+
+    return forward
+
+
+def gated_mlp_unfit(module: nn.Module) -> str:
+    """Why an MLP cannot be replaced."""
+    missing = [name for name in ("gate_proj", "up_proj", "down_proj", "act_fn") if not hasattr(module, name)]
+    if missing:
+        return f"it has no {', '.join(missing)}"
+    if getattr(module, "activation_sparsity", 0.0):
+        return "it sparsifies its activations"
+    return _activation_unfit(module.act_fn)
+
+
+def fused_gated_mlp(module: nn.Module, strict: bool) -> Forward:
+    """``down(up * act(gate))`` with gate and up in one projection."""
+    gated = _gated_product(module.activation_fn, strict)
+
+    def forward(self: Any, hidden_states: Tensor) -> object:
+        gate, up = self.gate_up_proj(hidden_states).chunk(2, dim=-1)
+        return self.down_proj(gated(gate, up))
+
+    return forward
+
+
+def fused_gated_mlp_unfit(module: nn.Module) -> str:
+    """Why an MLP with a fused projection cannot be replaced."""
+    missing = [name for name in ("gate_up_proj", "down_proj", "activation_fn") if not hasattr(module, name)]
+    return f"it has no {', '.join(missing)}" if missing else _activation_unfit(module.activation_fn)
+
+
+def _gated_product(act: Any, strict: bool) -> Callable[[Tensor, Tensor], Tensor]:
+    name = type(act).__name__
+    if name in _SILU:
+        return lambda gate, up: swiglu(gate, up, strict=strict)
+    approximate: Any = "tanh" if name in _GELU_TANH else "none"
+    return lambda gate, up: geglu(gate, up, approximate=approximate, strict=strict)
+
+
+def _activation_unfit(act: Any) -> str:
+    name = type(act).__name__
+    known = (*_SILU, *_GELU_TANH, *_GELU_ERF)
+    return "" if name in known else f"its activation is {name} (kernels know SiLU and GELU)"
+
+
+def rope_attention(module: nn.Module, strict: bool) -> Forward:
+    """The class's own forward, with another function behind the name ``apply_rotary_pos_emb``.
+
+    The copy shares code with the class and has its own globals: neither the class nor its module is touched.
+    """
+    original = inspect.unwrap(type(module).forward)
+
+    scope = {**original.__globals__, ROPE_NAME: _rotate_or_raise if strict else _rotate}
+    copy = types.FunctionType(original.__code__, scope, original.__name__, original.__defaults__, original.__closure__)
+    copy.__kwdefaults__ = original.__kwdefaults__
+    return copy
+
+
+def _rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
+    return rope(q, k, cos.to(q.dtype), sin.to(q.dtype), unsqueeze_dim=unsqueeze_dim)
+
+
+def _rotate_or_raise(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
+    return rope(q, k, cos.to(q.dtype), sin.to(q.dtype), unsqueeze_dim=unsqueeze_dim, strict=True)
+
+
+def rope_unfit(module: nn.Module) -> str:
+    """Why the rotation of an attention module cannot be replaced."""
+    forward = type(module).forward
+    original = inspect.unwrap(forward)
+    if original is not forward:
+        return "its forward is decorated"
+    if ROPE_NAME not in original.__code__.co_names:
+        return f"its forward does not call {ROPE_NAME}"
+    expected = ["q", "k", "cos", "sin"]
+    actual = list(inspect.signature(original.__globals__[ROPE_NAME]).parameters)
+    return "" if actual[:4] == expected and actual[4:] in ([], ["unsqueeze_dim"]) else f"{ROPE_NAME} takes {actual}"
