@@ -2,9 +2,7 @@
 
 import functools
 import inspect
-import re
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from automodel_core.config.errors import ConfigError, Problem
@@ -14,11 +12,10 @@ from automodel_core.config.policy import Policy
 from automodel_core.config.secret import Secret
 from automodel_core.config.suggest import did_you_mean
 from automodel_core.config.targets import resolve_target
-from automodel_core.config.tree import Leaf, Sequence, Table, Tree, join
+from automodel_core.config.tree import Leaf, Table, Tree, join
+from automodel_core.config.tree import Sequence as SequenceTree
 
 TARGET = "_target_"
-_COMMIT = re.compile(r"[0-9a-f]{40}")
-_FORBIDDEN_KEYS = ("auto_map", "_attn_implementation_internal", "custom_pipelines")
 
 
 def build(table: Table, *, path: str, runtime: Mapping[str, Any], policy: Policy) -> Any:
@@ -29,15 +26,13 @@ def build(table: Table, *, path: str, runtime: Mapping[str, Any], policy: Policy
         for key, entry in table.entries.items()
         if key in runtime
     ]
-    problems += remote_code_problems(table, path, policy)
+    problems += keyword_problems(target, table, path, given=list(runtime))
     if problems:
         raise ConfigError(problems)
     keywords = {
         key: _value(entry.value, join(path, key), policy) for key, entry in table.entries.items() if key != TARGET
     }
-    binds_later = path.rpartition(".")[2].endswith("_fn") and not inspect.isclass(target)
-    _check_keywords(target, keywords, runtime, table, path, partial=binds_later)
-    if binds_later:
+    if _binds_later(target, path):
         return functools.partial(target, **keywords, **runtime)
     try:
         return target(**keywords, **runtime)
@@ -70,7 +65,7 @@ def _value(tree: Tree, path: str, policy: Policy) -> Any:
         if TARGET in tree.entries:
             return build(tree, path=path, runtime={}, policy=policy)
         return {key: _value(entry.value, join(path, key), policy) for key, entry in tree.entries.items()}
-    if isinstance(tree, Sequence):
+    if isinstance(tree, SequenceTree):
         return [_value(item, join(path, index), policy) for index, item in enumerate(tree.items)]
     try:
         if is_package_path(tree.value):
@@ -82,67 +77,48 @@ def _value(tree: Tree, path: str, policy: Policy) -> Any:
     return tree.value.reveal() if isinstance(tree.value, Secret) else tree.value
 
 
-def remote_code_problems(table: Table, path: str, policy: Policy) -> list[Problem]:
-    """Keys of this section (not of nested ones) that would run code from a model repository without consent."""
-    problems = []
-    for key, entry in table.entries.items():
-        if key in _FORBIDDEN_KEYS:
-            message = "would choose code to run; a configuration may not, remove it"
-            problems.append(Problem(entry.key_source, join(path, key), message))
-    trust = table.entries.get("trust_remote_code")
-    if trust is None or not isinstance(trust.value, Leaf) or trust.value.value in (False, None):
-        return problems
-    place, source = join(path, "trust_remote_code"), trust.key_source
-    if not policy.trust_remote_code:
-        message = "runs the repository's code; give --trust-remote-code on the command line as well, or remove it"
-        problems.append(Problem(source, place, message))
-    elif not _is_pinned(table):
-        message = "needs `revision:` with the 40-digit commit that you have read, so that the code cannot change"
-        problems.append(Problem(source, place, message))
-    return problems
-
-
-def _is_pinned(table: Table) -> bool:
-    def text(key: str) -> str:
-        entry = table.entries.get(key)
-        return str(entry.value.value) if entry and isinstance(entry.value, Leaf) else ""
-
-    is_local = (
-        Path(text("pretrained_model_name_or_path") or "\0").is_dir() if text("pretrained_model_name_or_path") else False
-    )
-    return is_local or _COMMIT.fullmatch(text("revision")) is not None
-
-
-def _check_keywords(
+def keyword_problems(
     target: Callable[..., Any],
-    keywords: Mapping[str, Any],
-    runtime: Mapping[str, Any],
     table: Table,
     path: str,
     *,
-    partial: bool,
-) -> None:
-    """Compare the keys with the target's signature, and report all that does not fit at once."""
+    given: Sequence[str] = (),
+    offered: Sequence[str] = (),
+) -> list[Problem]:
+    """Compare a section's keys with a target's signature; every misfit at once.
+
+    Args:
+        target: what the section calls.
+        table: the section.
+        path: its dotted path.
+        given: keywords that the caller passes for certain.
+        offered: keywords that the caller passes where the target takes them.
+    """
     try:
         parameters = inspect.signature(target).parameters.values()
     except (TypeError, ValueError):
-        return  # builtins without a signature: the call itself says what is wrong
+        return []  # builtins without a signature: the call itself says what is wrong
     by_name = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     named = [p.name for p in by_name]
+    keys = [key for key in table.entries if key != TARGET]
     problems = []
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-        options = [name for name in named if name not in runtime]
-        for key in [key for key in keywords if key not in named]:
+        options = [name for name in named if name not in given]
+        for key in [key for key in keys if key not in named]:
             message = f"unknown key for {_text(table)}{did_you_mean(key, options)}"
             problems.append(Problem(table.entries[key].key_source, join(path, key), message))
-        surplus = [key for key in runtime if key not in named]
+        surplus = [key for key in given if key not in named]
         if surplus:
             message = f"{_text(table)} does not take {', '.join(surplus)}, which the recipe passes; name another target"
             problems.append(Problem(table.source, path, message))
-    required = [] if partial else [p.name for p in by_name if p.default is p.empty]
+    required = [] if _binds_later(target, path) else [p.name for p in by_name if p.default is p.empty]
     for name in required:
-        if name not in keywords and name not in runtime:
+        if name not in (*keys, *given, *offered):
             message = f"{_text(table)} needs {name!r}; add `{name}:` to this section"
             problems.append(Problem(table.source, path, message))
-    if problems:
-        raise ConfigError(problems)
+    return problems
+
+
+def _binds_later(target: Callable[..., Any], path: str) -> bool:
+    """Whether the section describes a function to be called later (``collate_fn``), not its result."""
+    return path.rpartition(".")[2].endswith("_fn") and not inspect.isclass(target)

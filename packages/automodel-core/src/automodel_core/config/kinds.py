@@ -5,7 +5,7 @@ needs: an optimizer is a subclass of ``torch.optim.Optimizer``, a dataset comes 
 ``torch.load`` or ``functools.partial`` are nothing at all. Names, not classes, are compared: this imports no library.
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 OWN_PACKAGES = (
@@ -35,6 +35,8 @@ class Kind:
     """Class methods of such classes that may be the target."""
     homes: tuple[str, ...] = ()
     """Modules of our packages whose public classes are of this kind."""
+    suffix: str = ""
+    """What the name of a home's class must end in."""
     functions: bool = False
     """Whether public functions of the homes are of this kind as well."""
 
@@ -63,13 +65,18 @@ KINDS = {
             _LOAD,
             ("automodel_core.models",),
         ),
-        Kind("peft", "a PEFT configuration", frozenset({"peft.config.PeftConfigMixin"}), (), ("automodel_core.peft",)),
+        Kind(
+            "peft",
+            "a PEFT configuration",
+            frozenset({"peft.config.PeftConfigMixin"}),
+            (),
+            ("automodel_core.peft",),
+            "Config",
+        ),
         Kind(
             "optimizer",
             "a subclass of torch.optim.Optimizer",
             frozenset({"torch.optim.optimizer.Optimizer"}),
-            (),
-            ("automodel_core.optim",),
         ),
         Kind(
             "lr_scheduler",
@@ -116,7 +123,7 @@ KINDS = {
             ),
             _LOAD,
         ),
-        Kind("distributed", "a parallelism manager", homes=("automodel_parallel",)),
+        Kind("distributed", "a parallelism manager", homes=("automodel_parallel",), suffix="Manager"),
         Kind(
             "transform",
             "a model transform",
@@ -124,12 +131,13 @@ KINDS = {
                 "automodel_core.models",
                 "automodel_core.quantization",
                 "automodel_core.training",
-                "automodel_kernels",
+                "automodel_kernels.fp8",
+                "automodel_kernels.patch",
+                "automodel_kernels.te",
             ),
             functions=True,
         ),
-        Kind("logger", "a metric logger", homes=("automodel_recipes.loggers",)),
-        Kind("config", "a configuration class", _CONFIG_BASES, _LOAD, OWN_PACKAGES),
+        Kind("config", "a configuration class", _CONFIG_BASES, _LOAD, OWN_PACKAGES, "Config"),
     )
 }
 
@@ -147,14 +155,13 @@ _ROLES = {
     "processor": "processor",
     "distributed": "distributed",
     "transforms": "transform",
-    "loggers": "logger",
 }
 
 
 def kind_of_role(path: str) -> Kind | None:
     """The kind that a target at a dotted path must have; None where any kind will do (nested settings).
 
-    ``validation_dataset_NAME`` is a dataset; items of ``transforms`` and ``loggers`` have the kind of the list.
+    ``validation_dataset_NAME`` is a dataset; items of ``transforms`` have the kind of the list.
     """
     parts = path.split(".")
     role = parts[-2] if parts[-1].isdecimal() and len(parts) > 1 else parts[-1]
@@ -163,12 +170,12 @@ def kind_of_role(path: str) -> Kind | None:
     return KINDS[_ROLES[role]] if role in _ROLES else None
 
 
-def matches(kind: Kind, *, bases: Iterable[str], module: str, is_class: bool, method: str | None) -> bool:
+def matches(kind: Kind, *, bases: Sequence[str], module: str, is_class: bool, method: str | None) -> bool:
     """Whether a target is of a kind.
 
     Args:
         kind: what is asked for.
-        bases: ``module.Class`` of the class and of all its bases; empty for a function.
+        bases: ``module.Class`` of the class and of all its bases, the class first; empty for a function.
         module: where the class or function is defined.
         is_class: whether it is a class.
         method: the class method that is called, if any.
@@ -178,4 +185,6 @@ def matches(kind: Kind, *, bases: Iterable[str], module: str, is_class: bool, me
     if any(base in kind.bases for base in bases):
         return True
     at_home = any(module == home or module.startswith(f"{home}.") for home in kind.homes)
-    return at_home and (is_class or kind.functions)
+    if not is_class:
+        return at_home and kind.functions
+    return at_home and bool(bases) and bases[0].endswith(kind.suffix)

@@ -9,6 +9,7 @@ from automodel_core.config.loader import parse_tree, read_text
 from automodel_core.config.node import ConfigNode
 from automodel_core.config.overrides import apply_overrides, parse_overrides
 from automodel_core.config.policy import Policy
+from automodel_core.config.remote_code import remote_code_problems
 from automodel_core.config.tree import Entry, Leaf, Source, Table, Tree
 from automodel_core.config.tree import Sequence as SequenceTree
 
@@ -32,24 +33,31 @@ def load_config(
         environment: where ``${NAME}`` is looked up; ``os.environ`` when None.
 
     Raises: ConfigError: with every problem of the file's form: missing or unreadable, not UTF-8, not YAML, larger than
-        1 MiB, duplicate keys, unset variables, anchors that contain themselves, overrides that fit nowhere.
+        1 MiB, duplicate keys, unset variables, anchors that contain themselves, overrides that fit nowhere,
+        code of a model repository that nobody allowed.
     """
     name = os.fspath(path)
     tree, problems = parse_tree(read_text(path), file=name, environment=environment)
     if not isinstance(tree, Table):
         message = "a configuration is a mapping of sections such as model: and dataset:, not a list or a single value"
         raise ConfigError([Problem(tree.source, "", message)])
+    policy = Policy(tuple(allow_targets), trust_remote_code)
     problems += apply_overrides(tree, parse_overrides(overrides), environment)
+    problems += remote_code_problems(tree, policy)
     if problems:
         raise ConfigError(problems)
-    return ConfigNode(tree, policy=Policy(tuple(allow_targets), trust_remote_code))
+    return ConfigNode(tree, policy=policy)
 
 
 def config_from_dict(values: Mapping[str, Any], *, allow_targets: Sequence[str] = ()) -> ConfigNode:
     """The configuration that a dict describes, for use from Python; every value's origin is ``python``."""
     tree = _from_plain(values, Source("python", origin="python"))
     assert isinstance(tree, Table)
-    return ConfigNode(tree, policy=Policy(tuple(allow_targets)))
+    policy = Policy(tuple(allow_targets))
+    problems = remote_code_problems(tree, policy)
+    if problems:
+        raise ConfigError(problems)
+    return ConfigNode(tree, policy=policy)
 
 
 def _from_plain(value: Any, source: Source) -> Tree:

@@ -7,7 +7,7 @@ MASK = "***"
 _SECRET_VARIABLE = re.compile(r"TOKEN(?!IZ)|KEY|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
 # Configuration keys are stricter than variables: `pad_token`, `num_label_tokens` and `tokenizer` are no secrets.
 _SECRET_KEY = re.compile(
-    r"^(?:token|key)$|(?:^|_)(?:password|passwd|passphrase|secret|credentials?)$"
+    r"^token$|(?:^|_)(?:password|passwd|passphrase|secret|credentials?)$"
     r"|(?:^|_)(?:api|access|auth|secret|private|bearer|hf|hub|wandb)_?(?:key|token)$",
     re.IGNORECASE,
 )
