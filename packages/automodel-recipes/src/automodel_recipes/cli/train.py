@@ -35,8 +35,11 @@ def train(
     """
     node = read_config(config, overrides, allow_target=allow_target, trust_remote_code=trust_remote_code)
     from automodel_recipes.launch.local import launch, under_launcher
+    from automodel_recipes.validation import check
 
-    if nproc_per_node > 1 and not under_launcher():
+    launches = nproc_per_node > 1 and not under_launcher()
+    check(node, deep=not launches, nproc_per_node=nproc_per_node)
+    if launches:
         return launch(context.find_root().obj, nproc_per_node)
     from automodel_recipes.run import run
 

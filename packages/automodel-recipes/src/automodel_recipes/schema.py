@@ -1,0 +1,185 @@
+"""What a configuration may hold: the sections of every recipe, declared once.
+
+A new section is one line in a table here. Validation, ``config schema``, ``config explain`` and editors read it. Keys
+that are handed on to a class or function are not repeated: ``takes`` names whose keywords they are, and the keywords
+are read from its source.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+Schema = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key: what may stand there (JSON Schema) and what it means."""
+
+    schema: Schema
+    doc: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """One top-level key of a configuration."""
+
+    doc: str
+    kind: str | None = None
+    """The kind of ``_target_`` that may stand here (see ``automodel_core.config.kinds``); None: keys only."""
+    keys: Mapping[str, Key] = field(default_factory=dict)
+    """Keys that the recipe reads itself."""
+    takes: tuple[str, ...] = ()
+    """``module:name`` of what the other keys are passed to."""
+    runtime: tuple[str, ...] = ()
+    """Keywords that the recipe supplies and the YAML must not (``params``)."""
+    offers: tuple[str, ...] = ()
+    """Keywords that the recipe supplies where the YAML does not (``tokenizer``)."""
+    required: bool = False
+    is_list: bool = False
+    value: Schema | None = None
+    """For a top-level key that is one value."""
+
+
+def _whole(doc: str, minimum: int | None = None) -> Key:
+    return Key({"type": "integer"} if minimum is None else {"type": "integer", "minimum": minimum}, doc)
+
+
+def _flag(doc: str) -> Key:
+    return Key({"type": "boolean"}, doc)
+
+
+def _text(doc: str) -> Key:
+    return Key({"type": "string"}, doc)
+
+
+_TOKENIZER_KEYS = {
+    "pretrained_model_name_or_path": _text("Directory or hub id; the model's by default."),
+    "gguf_file": _text("A GGUF file in that directory, whose tokenizer is used; the model's by default."),
+    "revision": _text("Branch, tag or commit on the hub."),
+    "subfolder": _text("Folder inside the repository."),
+    "cache_dir": _text("Where downloads are kept."),
+    "token": _text("Access token, by ${HF_TOKEN}."),
+    "trust_remote_code": _flag("Run the repository's code; needs --trust-remote-code and a pinned revision."),
+    "use_fast": _flag("Use the Rust tokenizer."),
+    "add_bos_token": _flag("Put a begin-of-sequence token before every text."),
+    "add_eos_token": _flag("Put an end-of-sequence token after every text."),
+}
+
+_DATALOADER_KEYS = {
+    "num_workers": _whole("Processes that read and tokenise ahead; 0 works in the training process.", 0),
+    "shuffle": _flag("A new order every epoch, decided by the seed."),
+    "pin_memory": _flag("Page-locked batches, for faster copies to a GPU."),
+    "collate_fn": Key({"type": "object"}, "How rows become a batch."),
+}
+
+_DATASET = Section(
+    "Validation rows; validation_dataset_NAME adds a set of that name.", kind="dataset", offers=("tokenizer",)
+)
+
+_LLM: dict[str, Section] = {
+    "recipe": Section("Which recipe runs this configuration.", value={"type": "string"}),
+    "seed": Section("Seeds weights, data order and dropout.", value={"type": "integer", "minimum": 0}),
+    "rng": Section(
+        "Seeds, in the longer form.",
+        keys={"seed": _whole("As the top-level seed.", 0), "ranked": _flag("Another dropout stream on every rank.")},
+    ),
+    "device": Section("Where to train.", value={"enum": ["auto", "cpu", "cuda", "mps", "xpu"]}),
+    "dist_env": Section(
+        "How processes find one another.", takes=("automodel_parallel.init:init_distributed",), runtime=("device",)
+    ),
+    "step_scheduler": Section(
+        "Batch sizes, epochs, and how often to validate and save.",
+        keys={
+            "log_every_steps": _whole("Steps between logged rows.", 1),
+            "grad_acc_steps": _whole("Older form of global_batch_size: micro-batches per step and rank.", 1),
+        },
+        takes=("automodel_core.training:StepScheduler",),
+        runtime=("dataloader", "dp_size"),
+    ),
+    "model": Section("The model to train.", kind="model", offers=("tokenizer",), required=True),
+    "freeze_config": Section(
+        "Which parts stay as they are.", takes=("automodel_core.models:apply_freezing",), runtime=("model",)
+    ),
+    "peft": Section("LoRA and its relatives; without it every parameter is trained.", kind="peft"),
+    "kernels": Section(
+        "Fused kernels in place of the model's own layers.",
+        takes=("automodel_kernels:patch_model_with_kernel_optimizations",),
+        runtime=("model",),
+    ),
+    "transforms": Section("Further edits of the model, in order.", kind="transform", runtime=("model",), is_list=True),
+    "tokenizer": Section("The tokenizer; the model's own by default.", kind="tokenizer", keys=_TOKENIZER_KEYS),
+    "distributed": Section(
+        "How the work is split over processes.",
+        kind="distributed",
+        keys={"strategy": Key({"enum": ["ddp", "fsdp2", "none"]}, "Data parallelism: whole copies, or shards.")},
+        takes=("automodel_parallel:DDPManager", "automodel_parallel:FSDP2Manager"),
+    ),
+    "loss_fn": Section("The loss; masked cross-entropy by default.", kind="loss_fn"),
+    "dataset": Section("Training rows.", kind="dataset", offers=("tokenizer",), required=True),
+    "packed_sequence": Section(
+        "Several short documents in one row, isolated from one another.",
+        takes=("automodel_data:PackedSequence",),
+        runtime=("dataset",),
+    ),
+    "dataloader": Section("How training rows are read.", keys=_DATALOADER_KEYS),
+    "validation_dataset": _DATASET,
+    "validation_dataloader": Section(
+        "How validation rows are read; as training rows by default.",
+        keys={**_DATALOADER_KEYS, "batch_size": _whole("Rows per batch.", 1)},
+    ),
+    "optimizer": Section(
+        "The optimizer and its parameter groups.",
+        kind="optimizer",
+        takes=("automodel_core.optim:build_optimizer",),
+        runtime=("params", "model", "optimizer_cls"),
+    ),
+    "lr_scheduler": Section(
+        "The learning rate over the run; constant without this section.",
+        takes=("automodel_core.optim:OptimizerParamScheduler",),
+        runtime=("optimizer",),
+        offers=("init_lr", "max_lr", "min_lr", "lr_warmup_steps", "lr_decay_steps", "lr_decay_style"),
+    ),
+    "clip_grad_norm": Section(
+        "Gradient clipping.",
+        keys={
+            "max_norm": Key(
+                {"anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"type": "null"}]},
+                "Largest norm of all gradients together; null only measures. 1.0 by default.",
+            )
+        },
+    ),
+    "checkpoint": Section(
+        "What the run writes, and where.",
+        keys={
+            "enabled": _flag("Write checkpoints to go on from; the finished weights are written in any case."),
+            "checkpoint_dir": _text("The run's directory; a dated one under runs/ by default."),
+            "max_recent_checkpoints": _whole("How many checkpoints to keep.", 1),
+            "restore_from": _text("A checkpoint to start from."),
+        },
+    ),
+    "evaluation": Section(
+        "What is measured besides validation loss.",
+        keys={
+            "exact_match": _flag("Generate answers to validation rows and count those equal to the reference."),
+            "max_new_tokens": _whole("Longest generated answer in tokens.", 1),
+            "num_rows": _whole("How many validation rows to answer; all by default.", 1),
+            "num_samples": _whole("How many answers to print at the end.", 0),
+            "batch_size": _whole("Prompts generated together.", 1),
+            "at_start": _flag("Measure before the first step as well."),
+        },
+    ),
+}
+
+RECIPES: dict[str, dict[str, Section]] = {"LLMFinetuneRecipe": _LLM}
+"""Sections by recipe name. Recipes that other packages register are checked at their targets only."""
+
+DEFAULT_RECIPE = "LLMFinetuneRecipe"
+
+
+def find_section(recipe: str, name: str) -> Section | None:
+    """The section of a top-level key; ``validation_dataset_NAME`` is a validation set."""
+    sections = RECIPES[recipe]
+    if name.startswith("validation_dataset_") and len(name) > len("validation_dataset_"):
+        return sections.get("validation_dataset")
+    return sections.get(name)

@@ -1,0 +1,124 @@
+"""Settings that contradict one another, or the machine."""
+
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from automodel_core.config import ConfigError, ConfigNode
+from automodel_recipes.model_facts import find_facts
+from automodel_recipes.validation.report import Report
+
+# transformers derives a block-diagonal mask from position ids that restart, for these and only these.
+_ISOLATING_ATTENTION = ("eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3")
+
+
+def check_rules(config: ConfigNode, report: Report, *, nproc_per_node: int = 1) -> None:
+    """Apply every rule; each reports at the value that has to change."""
+    for rule in RULES:
+        rule(config, report, nproc_per_node)
+
+
+def _number(config: ConfigNode, path: str) -> int | None:
+    value = config.get(path)
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+
+
+def _batch_divides(config: ConfigNode, report: Report, nproc_per_node: int) -> None:
+    whole = _number(config, "step_scheduler.global_batch_size")
+    local = _number(config, "step_scheduler.local_batch_size") or 1
+    if whole is None:
+        return
+    source = config.source("step_scheduler.global_batch_size")
+    if config.get("step_scheduler.grad_acc_steps") is not None:
+        message = "stands beside grad_acc_steps, which is another way to say the same; remove one of the two"
+        report.add(source, "step_scheduler.global_batch_size", message)
+    elif whole % (local * nproc_per_node):
+        ranks = f" x {nproc_per_node} processes" if nproc_per_node > 1 else ""
+        below = whole - whole % (local * nproc_per_node)
+        nearest = max(below, local * nproc_per_node)
+        message = f"{whole} is not a multiple of local_batch_size {local}{ranks}; {nearest} is"
+        report.add(source, "step_scheduler.global_batch_size", message)
+
+
+def _packing_isolates(config: ConfigNode, report: Report, nproc_per_node: int) -> None:
+    attention = config.get("model.attn_implementation")
+    if config.get("packed_sequence") is None or attention is None or attention in _ISOLATING_ATTENTION:
+        return
+    if config.get("packed_sequence.packed_sequence_size", 0) == 0:
+        return
+    message = (
+        f"{attention!r} cannot keep packed documents apart; use one of {', '.join(_ISOLATING_ATTENTION)}, "
+        "or remove packed_sequence"
+    )
+    report.add(config.source("model.attn_implementation"), "model.attn_implementation", message)
+
+
+def _triton_is_there(config: ConfigNode, report: Report, nproc_per_node: int) -> None:
+    if config.get("peft.use_triton") is True and importlib.util.find_spec("triton") is None:
+        message = "needs triton, which is not installed; pip install 'automodel-kernels[triton]', or remove it"
+        report.add(config.source("peft.use_triton"), "peft.use_triton", message)
+
+
+def _heads_divide(config: ConfigNode, report: Report, nproc_per_node: int) -> None:
+    tp_size = _number(config, "distributed.tp_size")
+    facts = model_facts(config)
+    if tp_size is None or tp_size == 1 or facts is None:
+        return
+    for name in ("num_attention_heads", "num_key_value_heads"):
+        heads = facts.get(name)
+        if isinstance(heads, int) and heads % tp_size:
+            divisors = [n for n in range(2, heads + 1) if heads % n == 0]
+            message = f"{tp_size} does not divide the model's {name} = {heads}; choose one of {divisors}, or 1"
+            report.add(config.source("distributed.tp_size"), "distributed.tp_size", message)
+            return
+
+
+def _schedule_fits(config: ConfigNode, report: Report, nproc_per_node: int) -> None:
+    steps = _number(config, "step_scheduler.max_steps")
+    warmup = _number(config, "lr_scheduler.lr_warmup_steps")
+    if steps is not None and warmup is not None and warmup >= steps:
+        message = f"warms up for {warmup} steps, but the run has {steps}; choose fewer, or raise max_steps"
+        report.add(config.source("lr_scheduler.lr_warmup_steps"), "lr_scheduler.lr_warmup_steps", message)
+
+
+def _seed_once(config: ConfigNode, report: Report, nproc_per_node: int) -> None:
+    if config.get("seed") is not None and config.get("rng.seed") is not None:
+        report.add(
+            config.source("rng.seed"), "rng.seed", "stands beside seed, which says the same; remove one of the two"
+        )
+
+
+def _exact_match_has_rows(config: ConfigNode, report: Report, nproc_per_node: int) -> None:
+    if config.get("evaluation.exact_match") is True and config.get("validation_dataset") is None:
+        message = "needs a `validation_dataset:` whose answers it compares; add one, or remove exact_match"
+        report.add(config.source("evaluation.exact_match"), "evaluation.exact_match", message)
+
+
+Rule = Callable[[ConfigNode, Report, int], None]
+RULES: tuple[Rule, ...] = (
+    _batch_divides,
+    _packing_isolates,
+    _triton_is_there,
+    _heads_divide,
+    _schedule_fits,
+    _seed_once,
+    _exact_match_has_rows,
+)
+
+
+def model_facts(config: ConfigNode) -> dict[str, Any] | None:
+    """The model's dimensions: from its directory's config.json, or from the facts that ship for its hub id."""
+    try:
+        source = config.path("model.pretrained_model_name_or_path")
+    except ConfigError:
+        return None  # reported with the files
+    if not isinstance(source, str):
+        return None
+    file = Path(source).expanduser() / "config.json"
+    try:
+        facts = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else find_facts(source)
+    except (OSError, ValueError):
+        return None
+    return facts | facts.get("text_config", {}) if isinstance(facts, dict) else None
