@@ -37,7 +37,7 @@ class TextEncoder:
     def __init__(self, tokenizer: Any) -> None:
         self._backend = _plain_backend(tokenizer)
         self._num_bytes = _bytes_per_token(self._backend)
-        self.prefix_ids = _prefix_ids(tokenizer)
+        self.prefix_ids = _prefix_ids(self._backend)
         """What the tokenizer puts before a text that is no chat, such as BOS."""
 
     def encode(self, texts: Sequence[Rendered], *, add_prefix: bool = False) -> list[TokenRow]:
@@ -126,10 +126,10 @@ def _bytes_per_token(backend: Any) -> np.ndarray | None:
     return sizes
 
 
-def _prefix_ids(tokenizer: Any) -> list[int]:
+def _prefix_ids(backend: Any) -> list[int]:
     """The special tokens that the tokenizer itself puts before a text."""
-    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
-    full = tokenizer("a")["input_ids"]
+    bare = backend.encode("a", add_special_tokens=False).ids
+    full = backend.encode("a", add_special_tokens=True).ids
     for n in range(len(full) - len(bare) + 1):
         if full[n : n + len(bare)] == bare:
             return full[:n]

@@ -1,28 +1,31 @@
 """Render a conversation through a chat template, and find the characters that an assistant would have written.
 
 A trained span begins where generation would begin, right after the template's generation prompt, and ends with the stop
-token that closes the turn. It comes from the template's own ``{% generation %}`` marks where it has them. Elsewhere the
-conversation is rendered a second time with a marker inside each assistant turn; the markers' positions count only if
-removing them gives the plain rendering back, character by character. A template where neither works is refused.
+token that closes the turn. It comes from the template's own ``{% generation %}`` marks where it has them. Elsewhere
+each turn must follow one generation prompt word for word; where that is not so plain (reasoning, tool calls, quoted
+prompts), the conversation is rendered a second time with a marker inside each assistant turn, and the markers'
+positions count only if removing them gives the plain rendering back, character by character. A template where nothing
+works is refused.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from automodel_data.errors import BadRow, DataError
+from automodel_data.markers import anchors_in, around_marker, marked_copies, without_markers
 from automodel_data.rows import Conversation
 
 Span = tuple[int, int]
 MASKS = ("assistant", "last_turn", "all")
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
-_MARKER = "\ue000{:d}\ue001"  # private-use characters: no tokenizer vocabulary or template treats them specially
-_MARKER_PATTERN = re.compile("\ue000\\d+\ue001")
 # Tokens that end a turn in public templates, beside the tokenizer's EOS and what the template itself shows.
 _KNOWN_STOPS = (
     "<|im_end|>",
@@ -33,6 +36,7 @@ _KNOWN_STOPS = (
     "<|return|>",
     "<|call|>",
     "<|eot|>",
+    "<|observation|>",
     "<turn|>",
 )
 
@@ -75,8 +79,8 @@ class ChatTemplate:
         """Render a conversation with the spans that ``mask`` (one of `MASKS`) and per-message flags select.
 
         Raises:
-            BadRow: the template raises on this conversation, or no assistant turn is to be trained.
-            DataError: the template leaves no way to tell assistant text, or ends a turn without a stop token.
+            BadRow: the template raises on this conversation, hides assistant text, or ends a turn without a stop token;
+                or no assistant turn is to be trained.
         """
         if mask == "all":
             text = self._text(conversation.messages, conversation.tools)
@@ -84,13 +88,23 @@ class ChatTemplate:
         wanted = _trained_turns(conversation, mask=mask)
         if not any(wanted):
             raise BadRow("no assistant turn to train on", path="/messages")
+        try:
+            return self._render_turns(conversation, wanted)
+        except BadRow:
+            as_text = _arguments_as_text(conversation)
+            if as_text is not None:
+                with suppress(BadRow):  # the first reason is the one to report
+                    return self._render_turns(as_text, wanted)
+            raise
+
+    def _render_turns(self, conversation: Conversation, wanted: list[bool]) -> Rendered:
         source = self._source(conversation.tools)
         text, spans = "", None
         if _GENERATION.search(source):
             text, marked = self._render(source, conversation.messages, conversation.tools, generation=True)
             spans = [self._closed(text, span) for span in marked] if len(marked) == len(wanted) else None
         if spans is None:
-            text, spans = self._spans_by_markers(source, conversation, len(wanted))
+            text, spans = self._spans_in_text(source, conversation, len(wanted))
         chosen = [span for span, is_wanted in zip(spans, wanted) if is_wanted]
         return self._with_final_stop(text, chosen)
 
@@ -127,42 +141,78 @@ class ChatTemplate:
             raise BadRow(f"the chat template raises: {error}", path="/messages") from error
         return texts[0], list(spans[0]) if spans else []
 
-    # --- spans by markers -------------------------------------------------------------------------------------------
+    # --- spans without the template's help
+    # ----------------------------------------------------------------------------------------
 
-    def _spans_by_markers(self, source: str, conversation: Conversation, num_turns: int) -> tuple[str, list[Span]]:
+    def _spans_in_text(self, source: str, conversation: Conversation, num_turns: int) -> tuple[str, list[Span]]:
         plain, _ = self._render(source, conversation.messages, conversation.tools)
-        for marked_messages in _markings(conversation.messages):
+        if spans := self._spans_by_prompts(plain, conversation.messages, num_turns):
+            return plain, spans
+        for marked_messages in marked_copies(conversation.messages):
             marked, _ = self._render(source, marked_messages, conversation.tools)
-            anchors = _anchors(marked)
-            if len(anchors) == num_turns and _MARKER_PATTERN.sub("", marked) == plain:
-                return plain, self._spans_around(plain, anchors, conversation.messages)
+            anchors = anchors_in(marked)
+            if sorted(anchors) == list(range(num_turns)) and without_markers(marked) == plain:
+                return plain, self._spans_around(plain, anchors, marked_messages)
         raise BadRow(
             "the chat template hides or rewrites assistant text, so what to train on is unknown",
             path="/messages",
             hint="Add {% generation %} marks to the template, or use mask='all'.",
         )
 
-    def _spans_around(self, text: str, anchors: list[int], messages: Sequence[Mapping[str, Any]]) -> list[Span]:
+    def _spans_by_prompts(self, text: str, messages: Sequence[Mapping[str, Any]], num_turns: int) -> list[Span] | None:
+        """The turns where each is one generation prompt, the content word for word, and a stop token; else None."""
+        if not self._generation_prompts or any(m.get("tool_calls") for m in messages):
+            return None
+        prompt = self._generation_prompts[0]
+        if text.count(prompt) != num_turns or any(prompt in m["content"] for m in messages):
+            return None
         spans: list[Span] = []
-        turns = [message for message in messages if message["role"] == "assistant"]
-        for anchor, turn in zip(anchors, turns):
-            floor = spans[-1][1] if spans else 0
-            if anchor < floor:  # the stop that was found belongs to a later turn
-                raise _no_stop()
-            start = self._turn_start(text, floor, anchor)
-            rest = turn["content"].strip()
-            after = text.find(rest, start) if rest else anchor
-            end = self._stop_end(text, max(anchor, after + len(rest)))
-            spans.append((start, len(text) if end is None else end))
+        for content in (m["content"].strip() for m in messages if m["role"] == "assistant"):
+            start = text.find(prompt, spans[-1][1] if spans else 0) + len(prompt)
+            at = text.find(content, start)
+            end = self._stop_end(text, at + len(content)) if at >= start else None
+            if end is None or text[start:at].strip() or not self._only_stops(text[at + len(content) : end]):
+                return None
+            spans.append((start, end))
         return spans
 
-    def _turn_start(self, text: str, floor: int, anchor: int) -> int:
-        """Where generation of the turn around ``anchor`` begins: after the last generation prompt before it."""
+    def _only_stops(self, text: str) -> bool:
+        for stop in self.stops:
+            text = text.replace(stop, "")
+        return not text.strip()
+
+    def _spans_around(self, text: str, anchors: dict[int, int], marked: Sequence[Mapping[str, Any]]) -> list[Span]:
+        spans: list[Span] = []
+        context: list[str] = []
+        for message in marked:
+            if message["role"] != "assistant":
+                context.append(str(message["content"]))
+                continue
+            anchor, floor = anchors[len(spans)], spans[-1][1] if spans else 0
+            if anchor < floor:  # the stop that was found belongs to a later turn
+                raise _no_stop()
+            before, after = around_marker(message["content"])
+            start = self._turn_start(text, floor, anchor, "".join(context))
+            if start is None:
+                start = next(
+                    (anchor - len(b) for b in (before, before.lstrip()) if text.endswith(b, 0, anchor)), anchor
+                )
+            end = self._stop_end(text, anchor + (len(after) if text.startswith(after, anchor) else 0))
+            spans.append((start, len(text) if end is None else end))
+            context = []
+        return spans
+
+    def _turn_start(self, text: str, floor: int, anchor: int, context: str) -> int | None:
+        """Where generation of the turn around ``anchor`` begins: after the generation prompt that opens it.
+
+        A turn may hold several (one per channel), so the first one counts, unless the messages before quote it.
+        """
         for prompt in self._generation_prompts:
-            at = text.rfind(prompt, floor, anchor)
+            find = text.rfind if prompt in context else text.find
+            at = find(prompt, floor, anchor)
             if at >= 0:
                 return at + len(prompt)
-        return anchor
+        return None
 
     @cached_property
     def _generation_prompts(self) -> list[str]:
@@ -172,7 +222,10 @@ class ChatTemplate:
             without, with_prompt = self._text(user, None), self._text(user, None, add_generation_prompt=True)
         except BadRow:
             return []
-        prompt = with_prompt[len(without) :] if with_prompt.startswith(without) else ""
+        # Some templates close the text with EOS unless they are asked for the prompt: what both share is the
+        # conversation.
+        shared = next((i for i, (a, b) in enumerate(zip(without, with_prompt)) if a != b), len(without))
+        prompt = with_prompt[min([shared, *_token_starts(with_prompt, shared, self._added)]) :]
         # Past turns may lack what the prompt adds for the next one, such as an opened or empty thinking block.
         forms = [prompt, prompt.split("<think>")[0]]
         return [form for form in dict.fromkeys(forms) if form.strip()]
@@ -191,7 +244,7 @@ class ChatTemplate:
 
     @cached_property
     def _template_stops(self) -> list[str]:
-        probe = _MARKER.format(0)
+        probe = "\ue000"  # a private-use character stands for the answer
         messages = [
             {"role": role, "content": text} for role, text in (("user", "a"), ("assistant", probe), ("user", "b"))
         ]
@@ -204,7 +257,12 @@ class ChatTemplate:
     def _stop_end(self, text: str, position: int) -> int | None:
         """End of the first stop token at or after ``position``."""
         found = [(at, at + len(stop)) for stop in self.stops if (at := text.find(stop, position)) >= 0]
-        return min(found)[1] if found else None
+        if not found:
+            return None
+        end = min(found)[1]
+        while follower := next((stop for stop in self.stops if text.startswith(stop, end)), None):
+            end += len(follower)
+        return end
 
     def _closed(self, text: str, span: Span) -> Span:
         """A span from the template's marks, stretched over the stop token where the mark left that out."""
@@ -229,10 +287,11 @@ class ChatTemplate:
         return Rendered(text, spans)
 
 
-def _no_stop() -> DataError:
-    return DataError(
-        "the chat template ends an assistant turn without a stop token: a model trained on it would never stop. "
-        "Use a template that closes each turn with the EOS or end-of-turn token, or mask='all'."
+def _no_stop() -> BadRow:
+    return BadRow(
+        "the chat template ends an assistant turn without a stop token, so a model would never learn to stop",
+        path="/messages",
+        hint="Use a template that closes each turn with the EOS or an end-of-turn token, or mask='all'.",
     )
 
 
@@ -244,37 +303,24 @@ def _trained_turns(conversation: Conversation, *, mask: str) -> list[bool]:
     return [default[i] if flags[i] is None else bool(flags[i]) for i in turns]
 
 
-def _markings(messages: Sequence[Mapping[str, Any]]):
-    """Copies of the messages with a marker in each assistant turn, the likeliest place first."""
-    for place in (_mark_content, _mark_tool_call):
-        counter = iter(range(len(messages)))
-        yield [place(m, _MARKER.format(next(counter))) if m["role"] == "assistant" else m for m in messages]
+def _token_starts(text: str, position: int, tokens: Sequence[str]) -> list[int]:
+    """Starts of the tokens that ``position`` cuts through."""
+    starts = ((text.rfind(token, 0, position + len(token)), token) for token in tokens)
+    return [at for at, token in starts if 0 <= at < position < at + len(token)]
 
 
-def _mark_content(message: Mapping[str, Any], marker: str) -> dict[str, Any]:
-    content = message["content"]
-    if not content.strip() and message.get("tool_calls"):
-        return _mark_tool_call(message, marker)
-    # Past whitespace, which templates trim, and past an inline thinking block, which templates cut out of earlier
-    # turns.
-    at = content.rfind("</think>")
-    at = 0 if at < 0 else at + len("</think>")
-    at += len(content[at:]) - len(content[at:].lstrip())
-    return {**message, "content": content[:at] + marker + content[at:]}
-
-
-def _mark_tool_call(message: Mapping[str, Any], marker: str) -> dict[str, Any]:
-    if not message.get("tool_calls"):
-        return _mark_content(message, marker)
-    first, *others = message["tool_calls"]
-    function = {**first["function"], "name": marker + first["function"]["name"]}
-    return {**message, "tool_calls": [{**first, "function": function}, *others]}
-
-
-def _anchors(marked: str) -> list[int]:
-    """Positions of the markers, in coordinates of the text without them."""
-    positions, removed = [], 0
-    for match in _MARKER_PATTERN.finditer(marked):
-        positions.append(match.start() - removed)
-        removed += len(match.group())
-    return positions
+def _arguments_as_text(conversation: Conversation) -> Conversation | None:
+    """The conversation with tool-call arguments as JSON text, which some templates expect; None without tool calls."""
+    if not any(message.get("tool_calls") for message in conversation.messages):
+        return None
+    messages = []
+    for message in conversation.messages:
+        calls = [
+            {
+                **c,
+                "function": {**c["function"], "arguments": json.dumps(c["function"]["arguments"], ensure_ascii=False)},
+            }
+            for c in message.get("tool_calls", [])
+        ]
+        messages.append({**message, "tool_calls": calls} if calls else message)
+    return replace(conversation, messages=messages)
