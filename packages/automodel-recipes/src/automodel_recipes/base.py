@@ -10,6 +10,7 @@ import torch
 from automodel_core.config import ConfigNode
 from automodel_core.loss import count_label_tokens, forward_loss, shift_labels
 from automodel_core.training import StatefulRNG, StepScheduler
+from automodel_parallel import shutdown
 from automodel_recipes.batches import Batch
 from automodel_recipes.build.data import global_batch_size
 from automodel_recipes.build.model import ModelBuild, build_model
@@ -57,8 +58,10 @@ class BaseRecipe:
 
     def build_environment(self) -> None:
         """Process group, device, parallel layout, seeds, console."""
+        joined = torch.distributed.is_initialized()
         self.dist_info = build_dist_info(self.config)
         self.parallel = build_parallel(self.config, self.dist_info)
+        self.opened_process_group = torch.distributed.is_initialized() and not joined
         self.device: torch.device = self.parallel.device
         self.seed = int(self.config.get("seed", self.config.get("rng.seed", 42)))
         self.rng = StatefulRNG(self.seed, ranked=bool(self.config.get("rng.ranked", True)))
@@ -136,5 +139,5 @@ class BaseRecipe:
         """Release files and the process group that ``setup`` opened."""
         if hasattr(self, "records"):
             self.records.close()
-        if hasattr(self, "dist_info"):
-            self.dist_info.shutdown()
+        if getattr(self, "opened_process_group", False):
+            shutdown()

@@ -21,16 +21,18 @@ class RunCheckpointer:
         self.max_recent = int(keys.get("max_recent_checkpoints", 2))
         self.restore_from = keys.get("restore_from")
 
-    # The state of a run beyond weights and optimizer.
-
-    def train_state(self) -> dict[str, Any]:
-        """Schedule, data position and, per rank, random state."""
+    def _state(self) -> dict[str, Any]:
+        """Sections in the order of loading: weights first, random state last."""
         r = self.r
         return {
-            "step_scheduler": r.step_scheduler.state_dict(),
-            "lr_schedule": r.lr_schedule.state_dict(),
-            "dataloader": r.train_loader.state_dict(),
-            "rank": {"rng": r.rng.state_dict()},
+            "model": r.unwrapped(),
+            "optim": r.optimizer,
+            "train": {
+                "step_scheduler": r.step_scheduler,
+                "lr_schedule": r.lr_schedule,
+                "dataloader": r.train_loader,
+            },
+            "rank": {"rng": r.rng},
         }
 
     def save(self, summary: "TrainSummary") -> Path | None:
@@ -40,37 +42,26 @@ class RunCheckpointer:
         from automodel_ckpt import Keep, save
 
         r = self.r
-        metrics = {name: m.loss for name, m in summary.validation.items()}
         path = save(
             r.run_dir.path,
-            {"model": r.unwrapped(), "optim": r.optimizer, "train": self.train_state()},
+            self._state(),
             step=r.step_scheduler.step,
             keep=Keep(last=self.max_recent),
             trainable_only=r.built.peft is not None,
-            metrics=metrics,
+            metrics={name: metrics.loss for name, metrics in summary.validation.items()},
         )
         r.records.event("checkpoint", path=str(path))
         return path
 
     def resume(self) -> None:
-        """Load the checkpoint that the run starts from; model first, random state last."""
+        """Load the checkpoint that the run starts from."""
         source = self.r.run_dir.resume_from or (Path(self.restore_from) if self.restore_from else None)
         if source is None:
             return
         from automodel_ckpt import load
 
-        r = self.r
-        state = self.train_state()
-        load(
-            source,
-            {"model": r.unwrapped(), "optim": r.optimizer, "train": state},
-            trainable_only=r.built.peft is not None,
-        )
-        r.step_scheduler.load_state_dict(state["step_scheduler"])
-        r.lr_schedule.load_state_dict(state["lr_schedule"])
-        r.train_loader.load_state_dict(state["dataloader"])
-        r.rng.load_state_dict(state["rank"]["rng"])
-        r.records.resumed(source)
+        load(source, self._state())
+        self.r.records.resumed(source)
 
     def write_final(self) -> Path:
         """Write the finished weights in Hugging Face format (a PEFT directory for LoRA) to ``RUN/final``.

@@ -55,7 +55,7 @@ def _load_checkpoint(place: Place, device: str) -> tuple[Any, Any]:
     config = config_from_dict(json.loads(record.read_text(encoding="utf-8"))["config"])
     tokenizer = build_tokenizer(config)
     built = build_model(config, seed=0, tokenizer=tokenizer)
-    load(place.path, {"model": built.model}, trainable_only=built.peft is not None)
+    load(place.path, {"model": built.model})
     return built.model.to(device).eval(), tokenizer
 
 

@@ -44,17 +44,17 @@ def end_screen(r: "BaseRecipe", summary: "TrainSummary", final: Path | None) -> 
         kind = "adapter" if r.built.peft is not None else "model"
         r.console.fact(kind, str(final))
         r.console.fact("curves", f"{r.run_dir.path / 'loss.png'} and {r.run_dir.metrics}")
-        for command in next_commands(r.run_dir.path):
+        for command in next_commands(r.run_dir.path, is_adapter=r.built.peft is not None):
             r.console.fact("next", command)
 
 
-def next_commands(run: Path) -> list[str]:
+def next_commands(run: Path, *, is_adapter: bool) -> list[str]:
     """Commands that work on a finished run, as they can be pasted into a shell."""
     place = shlex.quote(str(run))
-    return [
-        f"automodel-recipes generate {place} --prompt {shlex.quote('...')}",
-        f"automodel-recipes ckpt merge {place} -o {shlex.quote(str(run) + '-merged')}",
-    ]
+    commands = [f"automodel-recipes chat {place}", f"automodel-recipes generate {place} --prompt 'Hello'"]
+    if is_adapter:
+        commands.append(f"automodel-recipes ckpt merge {place} -o {shlex.quote(f'{run}-merged')}")
+    return commands
 
 
 def _config_line(r: "BaseRecipe") -> str:
@@ -68,7 +68,7 @@ def _model_line(r: "BaseRecipe") -> str:
     name = getattr(built.model.config, "_name_or_path", "") or built.model.config.model_type
     attention = getattr(built.model.config, "_attn_implementation", None)
     return (
-        f"{name} {dtype}, {count(built.num_parameters)} params, trainable {count(built.num_trainable)} ({share:.2g} %)"
+        f"{name} {dtype}, {count(built.num_parameters)} params, trainable {count(built.num_trainable)} ({share:.3g} %)"
         + (f", attention {attention}" if attention else "")
     )
 

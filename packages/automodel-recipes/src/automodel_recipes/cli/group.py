@@ -21,7 +21,13 @@ class Verb:
 # A new command is one line here. The help stands here too, so that `--help` imports no command.
 VERBS = {
     "train": Verb("automodel_recipes.cli.train:train", "Run", "Fine-tune or pretrain: the recipe named in the YAML."),
+    "generate": Verb("automodel_recipes.cli.generate:generate", "Run", "Answer one prompt with what a run made."),
+    "chat": Verb("automodel_recipes.cli.generate:chat", "Run", "Talk to a run, adapter, model or hub id."),
+    "validate": Verb(
+        "automodel_recipes.cli.validate:validate", "Prepare", "All problems of a YAML, each with its place."
+    ),
     "recipes": Verb("automodel_recipes.cli.recipes:recipes", "Prepare", "List, copy and show the shipped recipes."),
+    "ckpt": Verb("automodel_recipes.cli.ckpt:ckpt", "Outputs", "Inspect and convert checkpoints."),
 }
 _SECTIONS = ("Run", "Prepare", "Outputs", "Scale")
 _OTHERS = "Installed by other packages"
