@@ -54,9 +54,7 @@ def _check_table(tree: Tree, path: str, name: str, section: Section, report: Rep
     extra = tuple(signature for taken in section.takes if (signature := taken_signature(taken)) is not None)
     if TARGET in tree.entries and section.kind is not None:
         kind = KINDS[section.kind]
-        check_target(
-            tree, path, report, kind=kind, runtime=section.runtime, offers=section.offers, extra=extra
-        )
+        check_target(tree, path, report, kind=kind, runtime=section.runtime, offers=section.offers, extra=extra)
     elif TARGET in tree.entries:
         source = tree.entries[TARGET].key_source
         report.add(source, join(path, TARGET), f"`{name}` takes keys of its own, not a _target_; remove it")
