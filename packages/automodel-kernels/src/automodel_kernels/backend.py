@@ -96,9 +96,13 @@ def why_not_triton(*tensors: Tensor | None) -> str:
 
 
 @torch.compiler.assume_constant_result
-@functools.cache
 def triton_missing(device_type: str) -> str:
     """Return why Triton has no driver for a device type, or an empty string."""
+    return _triton_missing(device_type)
+
+
+@functools.cache
+def _triton_missing(device_type: str) -> str:
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed (pip install 'automodel-kernels[triton]')"
     if device_type == "cuda":

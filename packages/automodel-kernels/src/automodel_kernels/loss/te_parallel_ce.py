@@ -75,7 +75,8 @@ def _local_shard(logits: Any) -> tuple[Tensor, dist.ProcessGroup, int]:
     if len(axes) != 1 or any(p.is_shard() or p.is_partial() for p in others):
         raise ValueError(
             f"the logits have placements {logits.placements}: exactly one axis must shard dim {last}, "
-            "the others replicate. Give lm_head a column-wise style with use_local_output=False, or pass local logits with tp_group."
+            "the others replicate. Give lm_head a column-wise style with use_local_output=False, "
+            "or pass local logits with tp_group."
         )
     (axis,) = axes
     mesh = logits.device_mesh

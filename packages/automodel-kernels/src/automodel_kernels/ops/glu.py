@@ -2,7 +2,6 @@
 
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from automodel_kernels import reference
@@ -20,7 +19,7 @@ def swiglu(gate: Tensor, up: Tensor, *, strict: bool = False) -> Tensor:
     """
     _check(gate, up)
     if choose_backend("swiglu", gate, up, strict=strict) == "triton":
-        return torch.ops.automodel.glu(*_flat(gate, up), "silu").reshape(gate.shape)
+        return _triton(gate, up, "silu")
     return reference.swiglu(gate, up)
 
 
@@ -38,15 +37,15 @@ def geglu(gate: Tensor, up: Tensor, *, approximate: Literal["tanh", "none"] = "t
     if approximate not in ("tanh", "none"):
         raise ValueError(f"approximate={approximate!r}: it must be 'tanh' or 'none'.")
     if choose_backend("geglu", gate, up, strict=strict) == "triton":
-        kind = "gelu_tanh" if approximate == "tanh" else "gelu_erf"
-        return torch.ops.automodel.glu(*_flat(gate, up), kind).reshape(gate.shape)
+        return _triton(gate, up, "gelu_tanh" if approximate == "tanh" else "gelu_erf")
     return reference.geglu(gate, up, approximate=approximate)
 
 
-def _flat(gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-    from automodel_kernels.triton_ops import glu as _registers_the_operator  # noqa: F401
+def _triton(gate: Tensor, up: Tensor, kind: str) -> Tensor:
+    from automodel_kernels.triton_ops.glu import glu
 
-    return gate.reshape(-1, gate.shape[-1]), up.reshape(-1, up.shape[-1])
+    width = gate.shape[-1]
+    return glu(gate.reshape(-1, width), up.reshape(-1, width), kind).reshape(gate.shape)
 
 
 def _check(gate: Tensor, up: Tensor) -> None:
