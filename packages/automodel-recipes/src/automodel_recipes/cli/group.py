@@ -26,6 +26,8 @@ VERBS = {
     "validate": Verb(
         "automodel_recipes.cli.validate:validate", "Prepare", "All problems of a YAML, each with its place."
     ),
+    "config": Verb("automodel_recipes.cli.config:config", "Prepare", "Values and their origins; what a key means."),
+    "doctor": Verb("automodel_recipes.cli.doctor:doctor", "Prepare", "Versions, devices, kernels and disk space."),
     "recipes": Verb("automodel_recipes.cli.recipes:recipes", "Prepare", "List, copy and show the shipped recipes."),
     "ckpt": Verb("automodel_recipes.cli.ckpt:ckpt", "Outputs", "Inspect and convert checkpoints."),
 }
