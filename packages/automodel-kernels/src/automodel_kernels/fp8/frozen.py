@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from automodel_kernels.fp8.convert import ALIGN
 from automodel_kernels.fp8.report import FP8Report
-from automodel_kernels.fp8.scaled_linear import E4M3, frozen_fp8_linear, quantize_rows
+from automodel_kernels.fp8.scaled_linear import frozen_fp8_linear, quantize_rows
 from automodel_kernels.ops.dropout import draw_seed, dropout_scale
 from automodel_kernels.patch.apply import set_forward
 from automodel_kernels.patch.lora import dropout_p, looks_like_lora
@@ -20,7 +20,7 @@ def quantize_frozen_base(model: nn.Module, *, filter_fqns: tuple[str, ...] = ("l
     """Store the frozen weights of LoRA layers in FP8 (e4m3, one scale a row), in place, after the weights are loaded.
 
     The products run through ``torch._scaled_mm``, on CUDA and on CPU; gradients flow to the input and to the adapters.
-    The weight keeps its name and becomes half a byte-pair large; its scales are a buffer ``weight_scale`` beside it.
+    The weight keeps its name and takes a byte a number; its scales are a buffer ``weight_scale`` beside it.
 
     Args:
         filter_fqns: parts of module names that stay in high precision.
@@ -67,6 +67,8 @@ def _unfit(name: str, module: nn.Module, filter_fqns: tuple[str, ...]) -> str:
     if matched:
         return f"filtered by {', '.join(matched)}"
     weight = module.weight
+    if getattr(module, "lora_magnitude_vector", None) is not None:
+        return "it is a DoRA layer"
     if weight.requires_grad:
         return "its base weight is trained"
     if not isinstance(weight, nn.Parameter) or weight.dtype not in (torch.float32, torch.bfloat16, torch.float16):
@@ -89,11 +91,13 @@ def _quantize(module: Any) -> None:
 
 def _forward(self: Any, x: Tensor) -> Tensor:
     y = frozen_fp8_linear(x, self.weight, self.weight_scale)
+    if getattr(self, "merged", False):
+        raise RuntimeError(
+            "a LoRA layer on an fp8 base is marked merged: fp8 cannot hold the sum. Unmerge it."
+        )
     p = dropout_p(self) if self.training else 0.0
     mask = dropout_scale(x, p, draw_seed() if p else None)
-    adapter = self.lora_B(self.lora_A(x if mask is None else x * mask))
-    y = y + float(self.scaling) * adapter
+    dropped = (x if mask is None else x * mask).to(self.lora_A.weight.dtype)
+    adapter = self.lora_B(self.lora_A(dropped))
+    y = y + (float(self.scaling) * adapter).to(y.dtype)
     return y if self.bias is None else y + self.bias
-
-
-__all__ = ["E4M3", "dequantize_base", "quantize_frozen_base"]

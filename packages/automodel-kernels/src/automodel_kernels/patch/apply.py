@@ -10,10 +10,12 @@ from torch import nn
 
 from automodel_kernels.backend import KernelFallbackError, triton_missing
 from automodel_kernels.patch.check import behaves_alike
+from automodel_kernels.patch.forwards import gated_mlp_unfit
 from automodel_kernels.patch.head import head_forward, head_unfit
 from automodel_kernels.patch.lora import looks_like_lora, lora_forward, lora_unfit
+from automodel_kernels.patch.lora_mlp import lora_mlp_forward, lora_mlp_unfit
 from automodel_kernels.patch.report import MARK, Change, KernelReport, Skip
-from automodel_kernels.patch.rules import DEFAULT_OPS, OPS, PLAIN_HEADS, RULES, Rule
+from automodel_kernels.patch.rules import DEFAULT_OPS, GATED_MLPS, OPS, PLAIN_HEADS, RULES, Rule
 
 logger = logging.getLogger(__name__)
 
@@ -28,8 +30,9 @@ def patch_model_with_kernel_optimizations(
 
     Args:
         model: any Hugging Face model, on any device, on meta too. Apply LoRA first and wrappers (DDP, FSDP) afterwards.
-        ops: some of ``glu``, ``linear_cross_entropy``, ``lora``, ``rms_norm``, ``rope``; ``"all"`` for each of them.
-            ``linear_cross_entropy`` makes ``model(..., labels=...)`` return a loss without logits.
+        ops: some of ``glu``, ``linear_cross_entropy``, ``lora``, ``lora_mlp``, ``rms_norm``, ``rope``.
+            ``linear_cross_entropy`` makes ``model(..., labels=...)`` return a loss without logits; ``lora_mlp`` takes a
+            whole MLP with LoRA on its three projections, without calling these as modules.
         strict: an op that fits no module, or would run on its PyTorch twin, is an error; and so at run time.
 
     Returns: the report; ``report.unpatch()`` or ``unpatch(model)`` takes everything out again.
@@ -44,14 +47,11 @@ def patch_model_with_kernel_optimizations(
             f"kernels are required (strict) and cannot run: {report.fallback}. Remove the cause, or set strict=False."
         )
     backend = "torch" if report.fallback else "triton"
-    verdicts: dict[tuple[str, type, str], str] = {}
-    for name, module in model.named_modules():
-        for rule in RULES:
-            if rule.op in wanted and type(module).__name__ in rule.classes:
-                _apply_rule(report, rule, name, module, strict, backend, verdicts)
-        if "lora" in wanted and looks_like_lora(module):
-            reason = lora_unfit(module)
-            _change(report, "lora", name, module, partial(lora_forward, module, strict), reason, backend)
+    if "lora_mlp" in wanted:
+        _apply_lora_mlp(report, model, strict, backend)
+    _apply_rules(report, model, [rule for rule in RULES if rule.op in wanted], strict, backend)
+    if "lora" in wanted:
+        _apply_lora(report, model, strict, backend)
     if "linear_cross_entropy" in wanted:
         _apply_head(report, model, strict, backend)
     _finish(report, model, wanted, strict)
@@ -70,13 +70,37 @@ def unpatch(model: nn.Module) -> None:
 
 
 def _wanted(ops: Iterable[str] | str) -> tuple[str, ...]:
-    wanted = OPS if ops == "all" else (ops,) if isinstance(ops, str) else tuple(ops)
+    wanted = (ops,) if isinstance(ops, str) else tuple(ops)
     unknown = sorted(set(wanted) - set(OPS))
     if unknown or not wanted:
         raise ValueError(
             f"ops={list(wanted)}: they must be among {', '.join(OPS)}. Remove {', '.join(unknown) or 'nothing'}."
         )
     return wanted
+
+
+def _apply_rules(report: KernelReport, model: nn.Module, rules: list[Rule], strict: bool, backend: str) -> None:
+    verdicts: dict[tuple[str, type, str], str] = {}
+    taken = {id(module) for module in report.patched}
+    for name, module in model.named_modules():
+        for rule in rules:
+            if type(module).__name__ in rule.classes and id(module) not in taken:
+                _apply_rule(report, rule, name, module, strict, backend, verdicts)
+
+
+def _apply_lora(report: KernelReport, model: nn.Module, strict: bool, backend: str) -> None:
+    inside = tuple(f"{change.name}." for change in report.changes if change.op == "lora_mlp")
+    for name, module in model.named_modules():
+        if looks_like_lora(module) and not (inside and name.startswith(inside)):
+            reason = lora_unfit(module)
+            _change(report, "lora", name, module, partial(lora_forward, module, strict), reason, backend)
+
+
+def _apply_lora_mlp(report: KernelReport, model: nn.Module, strict: bool, backend: str) -> None:
+    for name, module in model.named_modules():
+        if type(module).__name__ in GATED_MLPS:
+            reason = gated_mlp_unfit(module) or lora_mlp_unfit(module)
+            _change(report, "lora_mlp", name, module, partial(lora_mlp_forward, module, strict), reason, backend)
 
 
 def _apply_rule(

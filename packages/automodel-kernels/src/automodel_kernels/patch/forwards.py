@@ -87,17 +87,22 @@ def fused_gated_mlp_unfit(module: nn.Module) -> str:
 
 
 def _gated_product(act: Any, strict: bool) -> Callable[[Tensor, Tensor], Tensor]:
-    name = type(act).__name__
-    if name in _SILU:
+    kind = activation_kind(act)
+    if kind == "silu":
         return lambda gate, up: swiglu(gate, up, strict=strict)
-    approximate: Any = "tanh" if name in _GELU_TANH else "none"
+    approximate: Any = "tanh" if kind == "gelu_tanh" else "none"
     return lambda gate, up: geglu(gate, up, approximate=approximate, strict=strict)
 
 
-def _activation_unfit(act: Any) -> str:
+def activation_kind(act: Any) -> str:
+    """``silu``, ``gelu_tanh`` or ``gelu_erf``; an empty string for any other activation."""
     name = type(act).__name__
-    known = (*_SILU, *_GELU_TANH, *_GELU_ERF)
-    return "" if name in known else f"its activation is {name} (kernels know SiLU and GELU)"
+    kinds = {"silu": _SILU, "gelu_tanh": _GELU_TANH, "gelu_erf": _GELU_ERF}
+    return next((kind for kind, names in kinds.items() if name in names), "")
+
+
+def _activation_unfit(act: Any) -> str:
+    return "" if activation_kind(act) else f"its activation is {type(act).__name__} (kernels know SiLU and GELU)"
 
 
 def rope_attention(module: nn.Module, strict: bool) -> Forward:

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from automodel_kernels.ops.lora import lora_linear
@@ -27,8 +28,10 @@ def lora_unfit(module: nn.Module) -> str:
     if any(getattr(module, n).bias is not None for n in ("lora_A", "lora_B")):
         return "its adapter has a bias"
     weight = module.weight
-    if weight.dtype not in _FLOATS or weight.ndim != 2:
-        return f"its base weight is quantised ({str(weight.dtype).removeprefix('torch.')})"
+    if type(weight) is not nn.Parameter or weight.dtype not in _FLOATS or weight.ndim != 2:
+        return f"its base weight is quantised ({type(weight).__name__}, {str(weight.dtype).removeprefix('torch.')})"
+    if len([cls for cls in type(module).__mro__ if issubclass(cls, nn.Linear) and "forward" in vars(cls)]) > 2:
+        return "its base layer has a forward of its own"
     if getattr(module, "dropout_position", "pre") == "post" and dropout_p(module):
         return "its dropout comes after the adapter (kernels drop the adapter's input)"
     return ""
@@ -38,6 +41,8 @@ def lora_forward(module: nn.Module, strict: bool) -> Forward:
     """The module's forward through :func:`automodel_kernels.ops.lora.lora_linear`."""
 
     def forward(self: Any, x: Tensor) -> Tensor:
+        if getattr(self, "merged", False):
+            return F.linear(x, self.weight, self.bias)
         return lora_linear(
             x,
             self.weight,

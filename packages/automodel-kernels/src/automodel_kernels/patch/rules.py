@@ -52,6 +52,7 @@ RULES = (
     Rule("glu", FUSED_GATED_MLPS, forwards.fused_gated_mlp, forwards.fused_gated_mlp_unfit),
     Rule("rope", ROPE_ATTENTIONS, forwards.rope_attention, forwards.rope_unfit),
 )
-OPS = ("glu", "linear_cross_entropy", "lora", "rms_norm", "rope")
+OPS = ("glu", "linear_cross_entropy", "lora", "lora_mlp", "rms_norm", "rope")
 DEFAULT_OPS = ("glu", "lora", "rms_norm", "rope")
-"""Everything that leaves the model's outputs as they are: ``linear_cross_entropy`` returns no logits with a loss."""
+"""What changes neither outputs nor which modules are called: ``linear_cross_entropy`` returns no logits with a loss,
+and ``lora_mlp`` computes three projections without calling their modules."""
