@@ -48,8 +48,11 @@ _CONFIG_BASES = frozenset(
         "transformers.configuration_utils.PretrainedConfig",
         "transformers.models.auto.configuration_auto.AutoConfig",
         "transformers.utils.quantization_config.QuantizationConfigMixin",
+        # By the file that holds them, and by the module that they say they are from.
         "torch.distributed.fsdp._fully_shard._fsdp_api.MixedPrecisionPolicy",
         "torch.distributed.fsdp._fully_shard._fsdp_api.OffloadPolicy",
+        "torch.distributed.fsdp.MixedPrecisionPolicy",
+        "torch.distributed.fsdp.OffloadPolicy",
         "torch.distributed.tensor.parallel.style.ParallelStyle",
         "torchao.core.config.AOBaseConfig",
     }

@@ -123,16 +123,36 @@ def _import_dotted(target: str, *, strict: bool) -> tuple[Any, str | None]:
 
 
 def _import_longest(parts: list[str], target: str) -> tuple[ModuleType, list[str]]:
-    for length in range(len(parts), 0, -1):
-        name = ".".join(parts[:length])
-        try:
-            return importlib.import_module(name), parts[length:]
-        except ModuleNotFoundError as error:
-            if error.name is None or not (name == error.name or name.startswith(f"{error.name}.")):
-                raise ValueError(f"{target!r} does not import: {_cause(error)}") from error
-        except ImportError as error:
-            raise ValueError(f"{target!r} does not import: {_cause(error)}") from error
-    raise ValueError(f"{target!r}: package {parts[0]!r} is not installed; install it with pip")
+    """Import packages as far as the path goes through them; the rest are names inside the last one."""
+    module = _import_module(parts[0], target)
+    if module is None:
+        raise ValueError(f"{target!r}: package {parts[0]!r} is not installed; install it with pip")
+    for position, part in enumerate(parts[1:], start=1):
+        name = ".".join(parts[: position + 1])
+        below = getattr(module, part, None)
+        if below is None and isinstance(getattr(module, "__path__", None), list):
+            below = _import_module(name, target)
+        if not isinstance(below, ModuleType) or below.__name__ != name:
+            return module, parts[position:]
+        module = below
+    return module, []
+
+
+def _import_module(name: str, target: str) -> ModuleType | None:
+    """The module, or None when there is none of that name.
+
+    Raises: ValueError: it is there but does not import; with the cause.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        if (
+            isinstance(error, ModuleNotFoundError)
+            and error.name is not None
+            and f"{name}.".startswith(f"{error.name}.")
+        ):
+            return None
+        raise ValueError(f"{target!r} does not import: {_cause(error)}") from error
 
 
 def _cause(error: BaseException) -> str:
