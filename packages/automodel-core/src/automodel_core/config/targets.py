@@ -129,7 +129,10 @@ def _import_longest(parts: list[str], target: str) -> tuple[ModuleType, list[str
         raise ValueError(f"{target!r}: package {parts[0]!r} is not installed; install it with pip")
     for position, part in enumerate(parts[1:], start=1):
         name = ".".join(parts[: position + 1])
-        below = getattr(module, part, None)
+        try:
+            below = getattr(module, part, None)
+        except ImportError as error:  # a lazy module whose part lacks a dependency
+            raise ValueError(f"{target!r} does not import: {_cause(error)}") from error
         if below is None and isinstance(getattr(module, "__path__", None), list):
             below = _import_module(name, target)
         if not isinstance(below, ModuleType) or below.__name__ != name:
