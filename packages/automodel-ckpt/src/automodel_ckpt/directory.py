@@ -72,7 +72,12 @@ class LocalDirectory(LocalDisk):
         if self.exists(name):
             self._move_aside(name)
         self.rename(staging, name)
-        self.sync_directory("")
+        try:
+            self.sync_directory("")
+        except OSError:
+            # Visible but perhaps not durable: taken back, because the caller is told that the save failed.
+            self.discard(name)
+            raise
 
     def _move_aside(self, name: str) -> None:
         if is_complete(self, name) or not self.exists(f"{name}/{layout.MANIFEST}"):

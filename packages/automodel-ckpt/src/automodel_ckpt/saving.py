@@ -133,8 +133,7 @@ def save_captured(
             _clean_up(directory, staging)
         raise
     if lead:
-        directory.hint(layout.LATEST, published)
-        _retire(directory, keep)
+        _retire(directory, keep, published)
     return directory.path(name)
 
 
@@ -264,12 +263,13 @@ def _publish(directory: Directory, staging: str, name: str, manifest: Manifest) 
     return manifest.step
 
 
-def _retire(directory: Directory, keep: Keep) -> None:
-    """Delete what is not kept; a failure here does not undo the save."""
+def _retire(directory: Directory, keep: Keep, published: int) -> None:
+    """Write the hint and delete what is not kept; the save is done, and a failure here does not undo it."""
     try:
+        directory.hint(layout.LATEST, published)
         collect_garbage(directory, keep)
     except OSError as error:
-        logger.warning("old checkpoints in %s could not be deleted: %s", directory, error)
+        logger.warning("tidying %s after the save of step %d failed: %s", directory, published, error)
 
 
 def _clean_up(directory: Directory, staging: str) -> None:
