@@ -12,11 +12,15 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
+from automodel_parallel.activation_checkpoint import ActivationCheckpointing, apply_activation_checkpointing
 from automodel_parallel.blocks import find_blocks
+from automodel_parallel.compile import CompileConfig, compile_blocks
 from automodel_parallel.context import ParallelContext
+from automodel_parallel.context_parallel import ContextParallelState, apply_context_parallel, shard_sequence
 from automodel_parallel.init import DistInfo, ensure_process_group
 from automodel_parallel.mesh import Meshes, ParallelDims
 from automodel_parallel.report import ParallelReport
+from automodel_parallel.tp import apply_tensor_parallel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +44,23 @@ class FSDP2Manager:
     """Blocks gathered ahead of the running one in forward; 0 leaves it to FSDP2, which overlaps one."""
     backward_prefetch: int = 0
     """The same in backward."""
+    tp_size: int | str | None = None
+    """Tensor ranks: each layer is cut over them. Neighbouring ranks, best on one machine."""
+    tp_plan: Mapping[str, str] | str | None = None
+    """Style by module path, ``package.module:name`` of such a mapping, or ``hf`` for the model's ``_tp_plan``. None:
+    the family's built-in plan, else the model's."""
+    sequence_parallel: bool = False
+    """With ``tp_size``: norms and residuals hold a part of the sequence; lengths must divide by ``tp_size``."""
+    loss_parallel: bool = False
+    """With ``tp_size``: logits stay cut along the vocabulary (a DTensor), for a loss that can work on them."""
+    cp_size: int | str | None = None
+    """Context ranks: each holds a part of every sequence."""
+    cp_load_balanced: bool = True
+    """Each context rank gets an early and a late chunk, so that causal attention costs the same everywhere."""
+    activation_checkpointing: bool | str | Mapping[str, Any] | ActivationCheckpointing | None = None
+    """``true`` or ``full``, ``selective``, or a mapping; see ``ActivationCheckpointing``."""
+    compile: bool | Mapping[str, Any] | CompileConfig | None = None
+    """``true`` or a mapping; see ``CompileConfig``. Each block is compiled on its own."""
 
     def setup(self, info: DistInfo) -> FSDP2Context:
         """Bind to the ranks.
@@ -47,11 +68,23 @@ class FSDP2Manager:
         Raises: ValueError: sizes that do not factor the world size, or an unknown key in ``mp_policy``.
         """
         dims = ParallelDims.derive(
-            world_size=info.world_size, dp_size=self.dp_size, dp_replicate_size=self.dp_replicate_size
+            world_size=info.world_size,
+            dp_size=self.dp_size,
+            dp_replicate_size=self.dp_replicate_size,
+            tp_size=self.tp_size,
+            cp_size=self.cp_size,
         )
-        parse_mp_policy(self.mp_policy)
+        self._check(dims)
         ensure_process_group(info)
         return FSDP2Context(info, dims, dims.build_meshes(info.device.type), manager=self)
+
+    def _check(self, dims: ParallelDims) -> None:
+        parse_mp_policy(self.mp_policy)
+        ActivationCheckpointing.parse(self.activation_checkpointing)
+        CompileConfig.parse(self.compile)
+        for name in ("sequence_parallel", "loss_parallel", "tp_plan"):
+            if getattr(self, name) and dims.tp == 1:
+                raise ValueError(f"{name} without tensor ranks: set tp_size to 2 or more, or remove {name}.")
 
 
 class FSDP2Context(ParallelContext):
@@ -63,12 +96,36 @@ class FSDP2Context(ParallelContext):
     def __init__(self, info: DistInfo, dims: ParallelDims, meshes: Meshes, *, manager: FSDP2Manager) -> None:
         super().__init__(info, dims, meshes)
         self.manager = manager
+        self._sequence: ContextParallelState | None = None
+        if dims.cp > 1:
+            group = meshes.axes["cp"].get_group()
+            self._sequence = ContextParallelState(group, load_balanced=manager.cp_load_balanced)
 
     def parallelize(self, model: nn.Module) -> tuple[nn.Module, ParallelReport]:
-        """Shard the model in place; parameters become DTensors under their own names."""
+        """Cut, checkpoint, compile and shard the model in place; parameters become DTensors under their own names."""
+        manager = self.manager
         report = ParallelReport(self.strategy, self.dims.describe())
+        if self.dims.tp > 1:
+            apply_tensor_parallel(
+                model,
+                self.meshes.shard["tp"],
+                tp_plan=manager.tp_plan,
+                sequence_parallel=manager.sequence_parallel,
+                loss_parallel=manager.loss_parallel,
+                report=report,
+            )
+        if self._sequence is not None:
+            apply_context_parallel(model, self._sequence, report=report)
+        compiler = CompileConfig.parse(manager.compile)
+        checkpointing = ActivationCheckpointing.parse(manager.activation_checkpointing)
+        apply_activation_checkpointing(model, checkpointing, compiled=compiler.enabled, report=report)
+        compile_blocks(model, compiler, report=report)
         apply_fsdp2(model, self.meshes.shard, manager=self.manager, report=report)
         return self._to_device(model), report
+
+    def shard_sequence(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """This rank's part of each sequence; see ``context_parallel.shard_sequence``."""
+        return batch if self._sequence is None else shard_sequence(batch, self._sequence)
 
     def _to_device(self, model: nn.Module) -> nn.Module:
         return model if self.manager.cpu_offload else super()._to_device(model)

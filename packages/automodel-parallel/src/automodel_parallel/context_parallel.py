@@ -1,0 +1,206 @@
+"""Context parallelism: each rank holds a part of every sequence, and attention reaches across ranks.
+
+Works on plain Hugging Face models through their attention interface, packed documents, sliding windows and grouped
+key-value heads included. Keys and values travel; the mask is built here from positions and documents of the whole
+batch, since transformers would take a jump in position ids for the start of a document.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AttentionInterface
+
+from automodel_parallel import collectives
+from automodel_parallel.report import ParallelReport
+
+ATTENTION_NAME = "automodel_context_parallel"
+_SEQUENCE_KEYS = {"input_ids": 0, "shift_labels": -100, "labels": -100, "token_type_ids": 0}
+"""Keys cut along dim 1, with what fills a sequence up to a length that divides."""
+_REBUILT_KEYS = ("attention_mask", "position_ids", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
+"""Keys that describe whole sequences: what they say goes into the mask."""
+
+
+@dataclass
+class ContextParallelState:
+    """What attention must know about the batch that is running."""
+
+    group: dist.ProcessGroup
+    load_balanced: bool = True
+    """Give each rank one early and one late chunk, since late tokens attend to more (zigzag)."""
+    position_T: Tensor | None = None
+    """``[T]``: index of every token of the gathered sequence, in the order in which ranks hold them."""
+    document_BT: Tensor | None = field(default=None)
+    """``[B, T]``: document of every gathered token; -1 for padding."""
+
+    def mask(self, *, sliding_window: int | None) -> Tensor:
+        """``[B, 1, T_local, T]`` bool: which keys each of this rank's queries sees."""
+        if self.position_T is None or self.document_BT is None:
+            raise RuntimeError(
+                "context-parallel attention without a sharded batch: pass each batch through context.shard_sequence()."
+            )
+        ranks, rank = self.group.size(), self.group.rank()
+        query_T = self.position_T.chunk(ranks)[rank]
+        query_document_BT = self.document_BT.chunk(ranks, dim=1)[rank]
+        distance = query_T[:, None] - self.position_T[None, :]
+        seen = distance >= 0
+        if sliding_window is not None:
+            seen &= distance < sliding_window
+        same = query_document_BT[:, :, None] == self.document_BT[:, None, :]
+        # A padded query sees itself: a row without any key would be NaN.
+        return ((seen & same) | (distance == 0))[:, None]
+
+
+def apply_context_parallel(model: nn.Module, state: ContextParallelState, *, report: ParallelReport) -> None:
+    """Make the attention of a causal Hugging Face model reach over the ranks of ``state.group``, in place.
+
+    Raises: ValueError: a model without the attention interface, or one with a vision tower.
+    """
+    config = getattr(model, "config", None)
+    if config is None or not hasattr(model, "set_attn_implementation"):
+        raise ValueError(
+            f"context parallelism on {type(model).__name__}: it needs a transformers model. Set cp_size to 1."
+        )
+    if config.get_text_config() is not config:
+        raise ValueError(
+            f"context parallelism on {type(model).__name__}: image tokens cannot be cut along the sequence. Set "
+            "cp_size to 1 for models with a vision tower, and use tp_size or sequence_parallel for long inputs."
+        )
+    AttentionInterface.register(ATTENTION_NAME, context_parallel_attention)
+    model.set_attn_implementation(ATTENTION_NAME)
+    layers = [module for module in model.modules() if hasattr(module, "layer_idx") and hasattr(module, "o_proj")]
+    layers = layers or [module for module in model.modules() if hasattr(module, "is_causal")]
+    for module in layers:
+        module.context_parallel_state = state
+    if not layers:
+        raise ValueError(f"context parallelism found no attention in {type(model).__name__}. Set cp_size to 1.")
+    order = "load balanced" if state.load_balanced else "contiguous"
+    report.add(f"context parallel: {len(layers)} attention layers over {state.group.size()} ranks, {order}")
+
+
+def shard_sequence(batch: dict[str, Any], state: ContextParallelState) -> dict[str, Any]:
+    """This rank's part of a batch, with global position ids; the whole is remembered for the masks.
+
+    Sequences are filled up to a length that divides. ``label_index`` is rebuilt for the part.
+
+    Args:
+        batch: C1 batch whose labels are shifted (``shift_labels``): labels must be shifted before they are cut.
+
+    Raises: ValueError: ``labels`` that are not shifted, or a key that cannot be cut.
+    """
+    _check_batch(batch)
+    ranks, rank = state.group.size(), state.group.rank()
+    length = batch["input_ids"].shape[1]
+    chunks = 2 * ranks if state.load_balanced else ranks
+    padding = -length % chunks
+    order_T = _order(length + padding, ranks, state.load_balanced, batch["input_ids"].device)
+    document_BT = F.pad(documents(batch), (0, padding), value=-1)
+    position_BT = F.pad(_positions(batch), (0, padding))
+    state.position_T, state.document_BT = order_T, document_BT[:, order_T]
+    mine_T = order_T.chunk(ranks)[rank]
+    local = {key: value for key, value in batch.items() if key not in (*_REBUILT_KEYS, *_SEQUENCE_KEYS, "seq_idx")}
+    for key, fill in _SEQUENCE_KEYS.items():
+        if key in batch:
+            local[key] = F.pad(batch[key], (0, padding), value=fill)[:, mine_T]
+    local["position_ids"] = position_BT[:, mine_T]
+    if "label_index" in batch:
+        local["label_index"] = _label_index(local["shift_labels"], batch["label_index"].numel())
+    return local
+
+
+def documents(batch: dict[str, Any]) -> Tensor:
+    """Document number of each token, ``[B, T]`` int64; -1 for padding."""
+    mask = batch.get("attention_mask")
+    if batch.get("seq_idx") is not None:
+        document = batch["seq_idx"].long().reshape(batch["input_ids"].shape)
+    elif batch.get("position_ids") is not None and mask is None:
+        document = (batch["position_ids"] == 0).long().cumsum(dim=1)
+    else:
+        document = torch.zeros_like(batch["input_ids"])
+    return document if mask is None else document.masked_fill(mask == 0, -1)
+
+
+def context_parallel_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention of this rank's queries over every rank's keys, for transformers' ``AttentionInterface``.
+
+    Args:
+        query: ``[B, heads, T_local, D]``; key and value: ``[B, kv_heads, T_local, D]``.
+        attention_mask: unused: None under a name that transformers has no mask for.
+
+    Returns: ``[B, T_local, heads, D]`` and None in place of the weights.
+    Raises: ValueError: attention sinks, which this attention does not have.
+    """
+    if kwargs.get("s_aux") is not None:
+        raise ValueError("context parallelism does not know attention sinks (s_aux). Set cp_size to 1 for this model.")
+    state: ContextParallelState = module.context_parallel_state
+    key = collectives.gather_for_partial(key, state.group, dim=2)
+    value = collectives.gather_for_partial(value, state.group, dim=2)
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    mask = state.mask(sliding_window=sliding_window)
+    if softcap is None:
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling)
+    else:
+        out = _softcapped_attention(query, key, value, mask, dropout=dropout, scaling=scaling, softcap=softcap)
+    return out.transpose(1, 2).contiguous(), None
+
+
+def _softcapped_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, *, dropout: float, scaling: float | None, softcap: float
+) -> Tensor:
+    scores = query @ key.transpose(2, 3) * (scaling if scaling is not None else query.shape[-1] ** -0.5)
+    scores = (torch.tanh(scores / softcap) * softcap).masked_fill(~mask, torch.finfo(scores.dtype).min)
+    weights = F.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    return F.dropout(weights, p=dropout) @ value
+
+
+def _order(length: int, ranks: int, load_balanced: bool, device: torch.device) -> Tensor:
+    """Positions in the order of the ranks that hold them: rank r gets chunks r and 2 * ranks - 1 - r when balanced."""
+    positions = torch.arange(length, device=device)
+    if not load_balanced:
+        return positions
+    chunks = positions.chunk(2 * ranks)
+    return torch.cat([part for rank in range(ranks) for part in (chunks[rank], chunks[2 * ranks - 1 - rank])])
+
+
+def _positions(batch: dict[str, Any]) -> Tensor:
+    if batch.get("position_ids") is not None:
+        return batch["position_ids"].expand_as(batch["input_ids"])
+    length = batch["input_ids"].shape[1]
+    return torch.arange(length, device=batch["input_ids"].device).expand_as(batch["input_ids"])
+
+
+def _label_index(shift_labels: Tensor, size: int) -> Tensor:
+    """Flat positions of the part's labels, padded with an ignored position, of a size known without device sync."""
+    labeled = (shift_labels != -100).flatten()
+    size = min(size, labeled.numel())
+    # Labelled positions first, in order; the filling that follows is ignored ones by construction.
+    return torch.argsort(labeled.logical_not().to(torch.uint8), stable=True)[:size]
+
+
+def _check_batch(batch: dict[str, Any]) -> None:
+    if "labels" in batch and "shift_labels" not in batch:
+        raise ValueError(
+            "context parallelism got a batch with 'labels': the label of a part's last token lies on another rank. "
+            "Shift first, so that the batch has 'shift_labels'."
+        )
+    images = [key for key in batch if key.startswith("pixel_values")]
+    if images:
+        raise ValueError(f"context parallelism got {images[0]!r}: images cannot be cut. Set cp_size to 1.")
