@@ -11,7 +11,7 @@ from automodel_kernels.__about__ import __version__
 
 if TYPE_CHECKING:
     from automodel_kernels.backend import KernelFallbackError, use_backend
-    from automodel_kernels.doctor import doctor
+    from automodel_kernels.diagnosis import doctor
     from automodel_kernels.fp8 import FP8Config, apply_fp8
     from automodel_kernels.loss import TEParallelCrossEntropy, TritonCrossEntropy, TritonLinearCrossEntropy
     from automodel_kernels.patch import KernelReport, patch_model_with_kernel_optimizations, unpatch
@@ -24,7 +24,7 @@ _HOME = {
     "TritonCrossEntropy": "automodel_kernels.loss",
     "TritonLinearCrossEntropy": "automodel_kernels.loss",
     "apply_fp8": "automodel_kernels.fp8",
-    "doctor": "automodel_kernels.doctor",
+    "doctor": "automodel_kernels.diagnosis",
     "patch_model_with_kernel_optimizations": "automodel_kernels.patch",
     "unpatch": "automodel_kernels.patch",
     "use_backend": "automodel_kernels.backend",

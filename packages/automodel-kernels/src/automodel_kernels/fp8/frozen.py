@@ -92,9 +92,7 @@ def _quantize(module: Any) -> None:
 def _forward(self: Any, x: Tensor) -> Tensor:
     y = frozen_fp8_linear(x, self.weight, self.weight_scale)
     if getattr(self, "merged", False):
-        raise RuntimeError(
-            "a LoRA layer on an fp8 base is marked merged: fp8 cannot hold the sum. Unmerge it."
-        )
+        raise RuntimeError("a LoRA layer on an fp8 base is marked merged: fp8 cannot hold the sum. Unmerge it.")
     p = dropout_p(self) if self.training else 0.0
     mask = dropout_scale(x, p, draw_seed() if p else None)
     dropped = (x if mask is None else x * mask).to(self.lora_A.weight.dtype)
