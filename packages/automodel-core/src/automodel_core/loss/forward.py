@@ -34,7 +34,8 @@ def forward_loss(
     """
     if "shift_labels" not in batch:
         raise ValueError(
-            f"forward_loss got a batch with keys {sorted(batch)}: it needs 'shift_labels'. Call shift_labels(batch) first."
+            f"forward_loss got a batch with keys {sorted(batch)}: it needs 'shift_labels'. Call "
+            "shift_labels(batch) first."
         )
     labels = batch["shift_labels"]
     inputs = model_inputs(model, batch)

@@ -87,7 +87,8 @@ class KDLoss:
         student, teacher = head_s(rows_s, self.fp32_upcast), head_t(rows_t, self.fp32_upcast).detach()
         if student.shape != teacher.shape:
             raise ValueError(
-                f"a student with {student.shape[-1]} logits and a teacher with {teacher.shape[-1]}: distillation needs one "
+                f"a student with {student.shape[-1]} logits and a teacher with {teacher.shape[-1]}: "
+                "distillation needs one "
                 "vocabulary. Choose a teacher with the student's tokenizer."
             )
         check_labels(labels, student.shape[-1])

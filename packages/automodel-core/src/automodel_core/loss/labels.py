@@ -79,5 +79,6 @@ def check_labels(labels: torch.Tensor, vocab_size: int, ignore_index: int = IGNO
     if wrong.numel():
         raise ValueError(
             f"label {int(wrong[0])} for a vocabulary of {vocab_size}: labels are 0 to {vocab_size - 1}, or "
-            f"{ignore_index} to ignore a position. Check that the tokenizer belongs to the model, or resize its embeddings."
+            f"{ignore_index} to ignore a position. Check that the tokenizer belongs to the model, or resize its "
+            "embeddings."
         )

@@ -66,7 +66,8 @@ def pin_sdpa(model: Any, methods: Sequence[str]) -> None:
 
     if model.config._attn_implementation != "sdpa":
         raise ValueError(
-            f"sdpa_method={list(methods)} on a model with {model.config._attn_implementation} attention: it acts on sdpa. "
+            f"sdpa_method={list(methods)} on a model with {model.config._attn_implementation} attention: it "
+            "acts on sdpa. "
             "Set attn_implementation: sdpa, or remove sdpa_method."
         )
     allowed = {name: member for name, member in SDPBackend.__members__.items() if name not in ("ERROR", "OVERRIDEABLE")}

@@ -122,7 +122,8 @@ class _NeMoAutoModel:
         if getattr(config, "auto_map", None):
             return None
         raise ValueError(
-            f"a config of type {type(config).__name__} for {cls.__name__}: transformers has no {cls._hf_class_name} for "
+            f"a config of type {type(config).__name__} for {cls.__name__}: transformers has no "
+            f"{cls._hf_class_name} for "
             "it. Choose the class for the model's task, or another model."
         )
 

@@ -13,7 +13,8 @@ def apply_liger(model: Any) -> None:
         from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
     except ImportError as error:
         raise ImportError(
-            "use_liger_kernel=True needs liger-kernel, which is not installed: run `pip install 'automodel-core[liger]'`, "
+            "use_liger_kernel=True needs liger-kernel, which is not installed: run `pip install "
+            "'automodel-core[liger]'`, "
             "or set use_liger_kernel: false."
         ) from error
     if model.config.model_type not in MODEL_TYPE_TO_APPLY_LIGER_FN:

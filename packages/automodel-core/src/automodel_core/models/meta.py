@@ -38,7 +38,8 @@ def materialize(model: Any, *, device: torch.device | str) -> None:
     left = [name for name, buffer in _without_checkpoint(model) if name in buffers and bool(buffer.isnan().any())]
     if left:
         raise ValueError(
-            f"{type(model).__name__} does not compute {', '.join(left[:3])} in its _init_weights: such a buffer is in no "
+            f"{type(model).__name__} does not compute {', '.join(left[:3])} in its _init_weights: such a buffer "
+            "is in no "
             "checkpoint and cannot be made again on a real device. Load with materialize=True."
         )
     if getattr(model.config.get_text_config(), "tie_word_embeddings", False) or model.config.tie_word_embeddings:

@@ -83,7 +83,8 @@ def _warn_of_low_precision(optimizer_cls: Any, groups: Sequence[ParamGroup]) -> 
         logger.warning(
             "%s on %s parameters: updates smaller than half a unit of their last place are lost, so training stalls at "
             "usual learning rates. Load with dtype=float32 and compute in bfloat16 (mp_policy or autocast), set "
-            "lora_dtype: float32, or take an optimizer with stochastic rounding such as torchao.optim._AdamW(bf16_stochastic_round=True).",
+            "lora_dtype: float32, or take an optimizer with stochastic rounding such as "
+            "torchao.optim._AdamW(bf16_stochastic_round=True).",
             optimizer_cls.__name__,
             ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in low)),
         )

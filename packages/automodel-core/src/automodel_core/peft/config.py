@@ -33,7 +33,7 @@ class PeftConfig:
     dropout_position: str = "post"
     """``pre`` drops inputs of ``lora_A``, as the ``peft`` library does; ``post`` drops outputs of ``lora_B``."""
     lora_A_init: str = "xavier"
-    """xavier or kaiming (uniform), gaussian (std 1/dim), or pissa (the base weight's principal part, arXiv:2404.02948)."""
+    """xavier or kaiming (uniform), gaussian (std 1/dim), or pissa (the weight's principal part, arXiv:2404.02948)."""
     lora_dtype: Any = None
     """A ``torch.dtype`` or its name; None: the base weight's, and float32 on a quantised base."""
     use_triton: bool = False

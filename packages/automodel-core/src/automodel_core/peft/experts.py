@@ -82,7 +82,8 @@ def apply_to_experts(model: nn.Module, config: PeftConfig) -> list[str]:
     """
     if config.dropout or config.use_dora or config.lora_A_init == "pissa":
         raise ValueError(
-            "target_parameters with dropout, use_dora or pissa: a fused expert weight takes plain LoRA. Remove the option, "
+            "target_parameters with dropout, use_dora or pissa: a fused expert weight takes plain LoRA. Remove "
+            "the option, "
             "or adapt linear layers only."
         )
     fused = {name: p for name, p in model.named_parameters() if p.ndim == 3}
@@ -100,7 +101,7 @@ def apply_to_experts(model: nn.Module, config: PeftConfig) -> list[str]:
         transposed = bool(getattr(module, "is_transposed", False))
         module.add_module(parameter + _SUFFIX, ExpertAdapter(fused[name], config, transposed=transposed))
         if not isinstance(module, LoRAExperts):
-            module.__class__ = _experts_class(type(module))
+            module.__class__ = _experts_class(module.__class__)
     return chosen
 
 

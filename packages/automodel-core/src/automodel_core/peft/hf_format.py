@@ -26,6 +26,8 @@ def adapter_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
 
     Raises: ValueError: the model has no adapter.
     """
+    if hasattr(model, "peft_config_in_place"):
+        return _external_state_dict(model)
     _require_adapter(model)
     return {key: _whole(tensor).detach() for key, tensor in _disk_tensors(model).items()}
 
@@ -69,7 +71,7 @@ def adapter_config(model: nn.Module, config: PeftConfig) -> dict[str, Any]:
     alpha = config.alpha * ((math.sqrt(2) if config.use_rslora else 2) if pissa else 1)
     made = LoraConfig(
         r=config.dim * (2 if pissa else 1),
-        lora_alpha=int(alpha) if float(alpha).is_integer() else alpha,  # type: ignore[arg-type]
+        lora_alpha=int(alpha) if float(alpha).is_integer() else alpha,
         lora_dropout=config.dropout,
         bias="none",
         target_modules=_peft_targets(model, names) if names else [],
@@ -102,7 +104,8 @@ def config_from_adapter(adapter_config: Mapping[str, Any], *, model: nn.Module |
     ]
     if kind != "LORA" or odd or adapter_config.get("bias", "none") != "none":
         raise ValueError(
-            f"an adapter of type {kind} with {', '.join(odd) or 'bias ' + str(adapter_config.get('bias'))}: only plain LoRA, "
+            f"an adapter of type {kind} with {', '.join(odd) or 'bias ' + str(adapter_config.get('bias'))}: "
+            "only plain LoRA, "
             "rsLoRA and DoRA are read into PeftConfig. Hand the peft config itself to apply_lora for the others."
         )
     targets = adapter_config.get("target_modules") or []
@@ -119,6 +122,20 @@ def config_from_adapter(adapter_config: Mapping[str, Any], *, model: nn.Module |
         modules_to_save=list(adapter_config.get("modules_to_save") or []),
         target_parameters=list(adapter_config.get("target_parameters") or []),
     )
+
+
+def _external_state_dict(model: Any) -> dict[str, torch.Tensor]:
+    """Tensors of a method that ``peft`` injected, under the names that its own saving gives them."""
+    from peft import get_peft_model_state_dict
+
+    model.peft_config, had = {"default": model.peft_config_in_place}, getattr(model, "peft_config", None)
+    try:
+        tensors = get_peft_model_state_dict(model)
+    finally:
+        model.peft_config = had
+        if had is None:
+            del model.peft_config
+    return {_PREFIX + key.removeprefix(_PREFIX): _whole(tensor).detach() for key, tensor in tensors.items()}
 
 
 def lora_layers(model: nn.Module) -> list[tuple[str, LoRALayer]]:

@@ -99,7 +99,7 @@ def patch_linear_module(linear: nn.Linear, config: PeftConfig) -> LoRALayer:
     if dtype is None:
         dtype = torch.float32 if is_quantized(linear) else linear.weight.dtype
     layer: Any = linear
-    layer.__class__ = _lora_class(type(linear))
+    layer.__class__ = _lora_class(linear.__class__)
     layer.lora_A = nn.Linear(linear.in_features, config.dim, bias=False, device=device, dtype=dtype)
     layer.lora_B = nn.Linear(config.dim, linear.out_features, bias=False, device=device, dtype=dtype)
     nn.init.zeros_(layer.lora_B.weight)

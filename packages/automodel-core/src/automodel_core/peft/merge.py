@@ -38,7 +38,8 @@ def merge_lora(model: nn.Module, *, unload: bool = False) -> MergeReport:
         for _, layer in layers:
             layer.merged = False
         raise ValueError(
-            "merging changed no weight: every adapter is zero, or too small for the base's dtype. Check that the adapter "
+            "merging changed no weight: every adapter is zero, or too small for the base's dtype. Check that "
+            "the adapter "
             "was trained and loaded, or merge in float32."
         )
     if unload:
@@ -106,6 +107,8 @@ def _check_mergeable(model: nn.Module, layers: list[tuple[str, LoRALayer]]) -> N
             )
         if len(owners[id(layer.weight)]) > 1:
             raise ValueError(
-                f"{name}.weight is tied to {' and '.join(n for n in owners[id(layer.weight)] if n != f'{name}.weight')}: "
-                "merging would change both. Untie them (tie_word_embeddings: false) before training, or serve the adapter unmerged."
+                f"{name}.weight is tied to "
+                f"{' and '.join(n for n in owners[id(layer.weight)] if n != f'{name}.weight')}: "
+                "merging would change both. Untie them (tie_word_embeddings: false) before training, or serve "
+                "the adapter unmerged."
             )

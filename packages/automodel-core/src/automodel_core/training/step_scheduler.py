@@ -92,7 +92,7 @@ class StepScheduler:
     def is_epoch_end(self) -> bool:
         """Whether the current step is its epoch's last; never for a data loader without length."""
         per_epoch = self.steps_per_epoch
-        return bool(per_epoch) and self.step > 0 and self.step % per_epoch == 0
+        return per_epoch is not None and per_epoch > 0 and self.step > 0 and self.step % per_epoch == 0
 
     @property
     def is_ckpt_step(self) -> bool:
@@ -121,7 +121,8 @@ class StepScheduler:
             passes_without_data = 0 if found else passes_without_data + 1
             if passes_without_data == 2:
                 raise ValueError(
-                    f"the data loader yielded nothing in two passes, at step {self.step} of {self.total_steps}: every epoch "
+                    f"the data loader yielded nothing in two passes, at step {self.step} of {self.total_steps}: "
+                    "every epoch "
                     "needs data. Check the dataset, or lower max_steps."
                 )
             self._streamed_epoch += found
