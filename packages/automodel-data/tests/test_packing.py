@@ -109,5 +109,5 @@ def test_a_document_longer_than_a_pack_is_refused_or_dropped_and_counted():
 
 
 def test_unknown_strategy_lists_the_known_ones():
-    with pytest.raises(DataError, match="'greedy' is not known. Choose one of bfd, window, sequential"):
+    with pytest.raises(DataError, match=r"'greedy' is not known. Choose one of bfd, window, sequential"):
         pack_lengths(np.array([1]), 4, strategy="greedy")

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
+from automodel_data.cache import published
 from automodel_data.encode import IGNORE_INDEX, TextEncoder, TokenRow
 from automodel_data.errors import BadRow, DataError
+from automodel_data.fingerprint import dataset_key
 from automodel_data.sources import rows_with_errors
-from automodel_data.store import BadRowRecord, EncodeReport, TokenDataset, token_table
-from automodel_data.templates import Rendered
+from automodel_data.store import BadRowRecord, EncodeReport, read_tables, token_table, write_tokens
 
 logger = logging.getLogger(__name__)
 
 OVERFLOWS = ("drop", "truncate_right", "truncate_left", "error")
 _BATCH = 512  # rows per call of the tokenizer
+_CHUNK = 2048  # rows per task of a worker process
+_MAX_RECORDS = 10_000  # bad rows that are kept by name; all are counted
 
 
 @dataclass(frozen=True)
@@ -34,69 +39,110 @@ class RowPolicy:
     """More bad rows than this stop the run even under ``skip``."""
 
     def __post_init__(self) -> None:
-        _one_of("overflow", self.overflow, OVERFLOWS)
-        _one_of("on_bad", self.on_bad, ("skip", "fail"))
+        one_of("overflow", self.overflow, OVERFLOWS)
+        one_of("on_bad", self.on_bad, ("skip", "fail"))
         if self.seq_length is not None and self.seq_length < 2:
             raise DataError(f"seq_length={self.seq_length}: a row needs at least 2 tokens. Raise it, or leave it out.")
 
 
+@dataclass(frozen=True)
+class RowEncoder:
+    """How a raw row becomes tokens: everything about a dataset but where its rows come from."""
+
+    render: Callable[[Mapping[str, Any]], Any]
+    """Raw row -> `templates.Rendered`, or a `TokenRow` that is ready; raises `BadRow`."""
+    encoder: TextEncoder
+    policy: RowPolicy
+    add_prefix: bool = False
+    """Texts get the tokenizer's own prefix (BOS); chat templates write their own."""
+    options: Mapping[str, Any] | None = None
+    """What ``render`` depends on beside the row, as JSON values: part of the cache key."""
+
+    def rows(
+        self, numbered: Iterator[tuple[int, Any]], source: Any, report: EncodeReport
+    ) -> Iterator[tuple[int, TokenRow]]:
+        """``(source row, TokenRow)`` of each usable row in order; ``report`` is filled on the way."""
+        while batch := list(islice(numbered, _BATCH)):
+            results = [(i, _attempt(self.render, row)) for i, row in batch]
+            texts = [result for _, result in results if not isinstance(result, (BadRow, TokenRow))]
+            tokens = iter(self.encoder.encode(texts, add_prefix=self.add_prefix))
+            for i, result in results:
+                row = result if isinstance(result, (BadRow, TokenRow)) else next(tokens)
+                fitted = row if isinstance(row, BadRow) else _attempt(partial(_fit, self.policy, report), row)
+                report.num_rows += 1
+                if isinstance(fitted, BadRow):
+                    _reject(fitted, source.place(i), self.policy, report)
+                elif fitted is not None:
+                    report.num_kept += 1
+                    report.num_tokens += len(fitted.input_ids)
+                    report.num_label_tokens += int((fitted.labels[1:] != IGNORE_INDEX).sum())
+                    yield i, fitted
+
+
 def encode_source(
-    source: Any,
-    render: Callable[[Mapping[str, Any]], Rendered | TokenRow],
-    encoder: TextEncoder,
-    *,
-    policy: RowPolicy,
-    add_prefix: bool = False,
-    limit: int | None = None,
+    source: Any, row_encoder: RowEncoder, *, limit: int | None = None, num_proc: int = 1, cache: bool = True
 ) -> tuple[Any, EncodeReport]:
     """Encode every row of ``source``.
 
     Args:
         source: random access to raw rows (`sources.open_source`).
-        render: raw row -> text with trained spans, or tokens that are ready; raises `BadRow`.
-        encoder: the tokenizer side.
-        policy: long and bad rows.
-        add_prefix: texts get the tokenizer's own prefix (BOS); chat templates write their own.
+        row_encoder: what makes tokens of a row.
         limit: use only the first rows.
+        num_proc: processes that encode; the result does not depend on it.
+        cache: keep the tokens on disk, where sources have a fingerprint (files and hub data do), and read them from
+            there.
 
-    Returns: an Arrow-backed table with ``input_ids``, ``labels``, ``source_row``, and the report.
+    Returns: a Hugging Face dataset with ``input_ids``, ``labels``, ``source_row``, and the report.
     Raises: DataError: a bad row under ``on_bad="fail"``, too many of them, or nothing left to train on.
     """
-    report = EncodeReport()
-    table = token_table(
-        iter_encoded(source, render, encoder, policy=policy, add_prefix=add_prefix, limit=limit, report=report)
-    )
-    check_report(report, policy=policy, name=source.name)
+    if num_proc < 1:
+        raise DataError(f"num_proc={num_proc}: at least 1 process is needed.")
+    key = dataset_key(source, row_encoder, limit=limit) if cache and row_encoder.options is not None else None
+    if key is None:
+        report = EncodeReport()
+        table = token_table(_encoded(source, row_encoder, limit, num_proc, report))
+        check_report(report, policy=row_encoder.policy, name=source.name)
+        return table, report
+    entry = published(key, partial(_build_entry, source, row_encoder, limit, num_proc))
+    table, report = read_tables(entry)
+    check_report(report, policy=row_encoder.policy, name=source.name, bad_rows_file=entry / "bad_rows.jsonl")
     return table, report
 
 
-def iter_encoded(
-    source: Any,
-    render: Callable[[Mapping[str, Any]], Rendered | TokenRow],
-    encoder: TextEncoder,
-    *,
-    policy: RowPolicy,
-    report: EncodeReport,
-    add_prefix: bool = False,
-    limit: int | None = None,
+def _build_entry(source: Any, row_encoder: RowEncoder, limit: int | None, num_proc: int, directory: Path) -> None:
+    report = EncodeReport()
+    write_tokens(directory, _encoded(source, row_encoder, limit, num_proc, report), report)
+    check_report(report, policy=row_encoder.policy, name=source.name, quiet=True)
+
+
+def _encoded(
+    source: Any, row_encoder: RowEncoder, limit: int | None, num_proc: int, report: EncodeReport
 ) -> Iterator[tuple[int, TokenRow]]:
-    """``(source row, TokenRow)`` of each usable row in order; ``report`` is filled on the way."""
-    numbered = islice(rows_with_errors(source), limit)
-    while batch := list(islice(numbered, _BATCH)):
-        rendered = [(i, _attempt(render, row)) for i, row in batch]
-        texts = [result for _, result in rendered if isinstance(result, Rendered)]
-        tokens = iter(encoder.encode(texts, add_prefix=add_prefix))
-        for i, result in rendered:
-            report.num_rows += 1
-            row = next(tokens) if isinstance(result, Rendered) else result
-            fitted = row if isinstance(row, BadRow) else _attempt(lambda r: _fit(r, policy, report), row)
-            if isinstance(fitted, BadRow):
-                _reject(fitted, BadRowRecord(source.name, source.line(i) - 1, fitted.why, fitted.path), policy, report)
-            elif fitted is not None:
-                report.num_kept += 1
-                report.num_tokens += len(fitted.input_ids)
-                report.num_label_tokens += int((fitted.labels[1:] != IGNORE_INDEX).sum())
-                yield i, fitted
+    stop = len(source) if limit is None else min(limit, len(source))
+    if num_proc == 1 or stop <= _CHUNK:
+        yield from row_encoder.rows(rows_with_errors(source, 0, stop), source, report)
+        return
+    import multiprocessing
+
+    # Forked workers share the source and the tokenizer without pickling; elsewhere both are sent once per task.
+    context = multiprocessing.get_context("fork" if "fork" in multiprocessing.get_all_start_methods() else None)
+    tasks = [(start, min(start + _CHUNK, stop)) for start in range(0, stop, _CHUNK)]
+    with context.Pool(num_proc, initializer=_start_worker, initargs=(source, row_encoder)) as pool:
+        for rows, part in pool.imap(_encode_chunk, tasks):
+            report.add(part)
+            yield from rows
+
+
+_worker: dict[str, Any] = {}
+
+
+def _start_worker(source: Any, row_encoder: RowEncoder) -> None:
+    _worker.update(source=source, row_encoder=row_encoder)
+
+
+def _encode_chunk(bounds: tuple[int, int]) -> tuple[list[tuple[int, TokenRow]], EncodeReport]:
+    source, report = _worker["source"], EncodeReport()
+    return list(_worker["row_encoder"].rows(rows_with_errors(source, *bounds), source, report)), report
 
 
 def _attempt(function: Callable[[Any], Any], value: Any) -> Any:
@@ -108,7 +154,7 @@ def _attempt(function: Callable[[Any], Any], value: Any) -> Any:
         return error
 
 
-def _fit(row: TokenRow, policy: RowPolicy, report: EncodeReport) -> TokenRow | None:
+def _fit(policy: RowPolicy, report: EncodeReport, row: TokenRow) -> TokenRow | None:
     """The row within ``seq_length``, None when policy drops it. Raises: BadRow: nothing in it is trained."""
     excess = len(row.input_ids) - (policy.seq_length or len(row.input_ids))
     if excess > 0:
@@ -130,28 +176,39 @@ def _fit(row: TokenRow, policy: RowPolicy, report: EncodeReport) -> TokenRow | N
     return row
 
 
-def _reject(error: BadRow, record: BadRowRecord, policy: RowPolicy, report: EncodeReport) -> None:
+def _reject(error: BadRow, place: tuple[str, int], policy: RowPolicy, report: EncodeReport) -> None:
+    record = BadRowRecord(*place, error.why, error.path)
     if policy.on_bad == "fail":
         hint = f" {error.hint}" if error.hint else ""
         raise DataError(f"{record}.{hint} Repair the row, or set on_bad='skip' to leave such rows out and report them.")
-    report.bad_rows.append(record)
+    report.num_bad += 1
+    if not report.first_hint:
+        report.first_hint = error.hint
+    if len(report.bad_rows) < _MAX_RECORDS:
+        report.bad_rows.append(record)
 
 
-def check_report(report: EncodeReport, *, policy: RowPolicy, name: str) -> None:
+def check_report(
+    report: EncodeReport, *, policy: RowPolicy, name: str, bad_rows_file: Path | None = None, quiet: bool = False
+) -> None:
     """Log what was left out. Raises: DataError: too many bad rows, or nothing left."""
-    bad = len(report.bad_rows)
     shown = "; ".join(str(record) for record in report.bad_rows[:3])
-    if bad > policy.max_bad_fraction * report.num_rows and report.num_kept:
-        raise DataError(
-            f"{bad} of {report.num_rows} rows of {name} cannot be used ({shown}): more than "
-            f"max_bad_fraction={policy.max_bad_fraction}. "
-            "Repair them, or raise max_bad_fraction."
-        )
+    hint = f" {report.first_hint}" if report.first_hint else ""
     if not report.num_kept:
         why = shown or f"all {report.num_too_long} rows are longer than seq_length={policy.seq_length}"
-        raise DataError(f"no row of {name} can be trained on: {why}. Check the format, the mask and seq_length.")
-    if bad:
-        logger.warning("%s: %d of %d rows left out: %s", name, bad, report.num_rows, report.reasons())
+        raise DataError(f"no row of {name} can be trained on: {why}.{hint} Check the format, the mask and seq_length.")
+    if report.num_bad > policy.max_bad_fraction * report.num_rows:
+        raise DataError(
+            f"{report.num_bad} of {report.num_rows} rows of {name} cannot be used ({shown}): more than "
+            f"max_bad_fraction={policy.max_bad_fraction}.{hint} Repair them, or raise max_bad_fraction."
+        )
+    if quiet:
+        return
+    if report.num_bad:
+        where = f"; every one is in {bad_rows_file}" if bad_rows_file else ""
+        logger.warning(
+            "%s: %d of %d rows left out: %s%s", name, report.num_bad, report.num_rows, report.reasons(), where
+        )
     if report.num_too_long or report.num_truncated:
         logger.warning(
             "%s: seq_length=%s dropped %d rows and truncated %d of %d (overflow=%r)",
@@ -159,9 +216,11 @@ def check_report(report: EncodeReport, *, policy: RowPolicy, name: str) -> None:
         )  # fmt: skip
 
 
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Raises: DataError: ``value`` is not allowed."""
     if value not in allowed:
         raise DataError(f"{name}={value!r} is not known. Choose one of {', '.join(map(repr, allowed))}.")
 
 
-__all__ = ["OVERFLOWS", "RowPolicy", "TokenDataset", "check_report", "encode_source", "iter_encoded"]
+def policy_options(policy: RowPolicy) -> dict[str, Any]:
+    return asdict(policy)

@@ -8,6 +8,8 @@ tokenised with offsets.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,8 +39,14 @@ class TextEncoder:
     def __init__(self, tokenizer: Any) -> None:
         self._backend = _plain_backend(tokenizer)
         self._num_bytes = _bytes_per_token(self._backend)
+        self._special_tokens = dict(tokenizer.special_tokens_map)
         self.prefix_ids = _prefix_ids(self._backend)
         """What the tokenizer puts before a text that is no chat, such as BOS."""
+
+    def fingerprint(self) -> str:
+        """A digest of the vocabulary, the rules and the special tokens."""
+        content = self._backend.to_str() + json.dumps(self._special_tokens, sort_keys=True, default=str)
+        return hashlib.sha256(content.encode()).hexdigest()
 
     def encode(self, texts: Sequence[Rendered], *, add_prefix: bool = False) -> list[TokenRow]:
         """Tokenise a batch of texts; a token is trained when any of its characters lies in a span.

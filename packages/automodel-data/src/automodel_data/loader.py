@@ -109,15 +109,15 @@ class _NumberedRows:
 
     def __getitem__(self, key: tuple[int, bool]) -> dict[str, Any]:
         index, is_filler = key
-        row = dict(self.dataset[index])
-        if is_filler:
-            row["labels"] = [IGNORE_INDEX] * len(row["labels"])
-        if "sample_id" not in row or is_filler:
-            ids = row.get("sample_id")
-            row["sample_id"] = (
-                [_FILLER_ID] * len(ids) if isinstance(ids, list) else (_FILLER_ID if is_filler else index)
-            )
-        return row
+        row = {"sample_id": index, **self.dataset[index]}
+        return filler(row) if is_filler else row
+
+
+def filler(row: dict[str, Any]) -> dict[str, Any]:
+    """A copy of a row that trains nothing: every label ignored, sample ids -1."""
+    ids = row["sample_id"]
+    empty = [_FILLER_ID] * len(ids) if isinstance(ids, list) else _FILLER_ID
+    return {**row, "labels": [IGNORE_INDEX] * len(row["labels"]), "sample_id": empty}
 
 
 class TrainLoader:
@@ -244,11 +244,13 @@ def build_dataloader(
     shuffle: bool = True,
     num_workers: int = 0,
     pin_memory: bool = False,
-) -> TrainLoader:
-    """A resumable loader of one rank's micro-batches.
+    shuffle_block: int = 4096,
+) -> Any:
+    """A resumable loader of one rank's micro-batches: a `TrainLoader`, or a `StreamLoader` for a streaming dataset.
 
     Args:
-        dataset: ``len()`` and ``dataset[i] -> {"input_ids": list[int], "labels": list[int], ...}``.
+        dataset: ``len()`` and ``dataset[i] -> {"input_ids": list[int], "labels": list[int], ...}``, or a streaming
+            dataset.
         collate_fn: list of rows -> batch, such as `automodel_data.default_collater`. Rows carry ``sample_id``.
         global_batch_size: rows of one optimizer step over all ranks.
         local_batch_size: rows of one micro-batch on one rank.
@@ -257,11 +259,13 @@ def build_dataloader(
         shuffle: False keeps the dataset's order.
         num_workers: worker processes; never changes the order.
         pin_memory: copy batches to page-locked memory.
+        shuffle_block: rows that a streaming dataset is shuffled within.
 
-    Raises: DataError: an empty dataset, or a size below 1.
+    Raises: DataError: an empty dataset, a size below 1, or worker processes for a streaming dataset.
     """
+    is_stream = hasattr(dataset, "num_source_rows")
     plan = BatchPlan(
-        num_samples=len(dataset),
+        num_samples=dataset.num_source_rows if is_stream else len(dataset),
         global_batch_size=global_batch_size,
         local_batch_size=local_batch_size,
         dp_rank=dp_rank,
@@ -269,6 +273,14 @@ def build_dataloader(
         seed=seed,
         shuffle=shuffle,
     )
+    if is_stream:
+        from automodel_data.stream_loader import StreamLoader
+
+        if num_workers or pin_memory:
+            raise DataError(
+                "a streaming dataset is read in the training process. Set num_workers=0 and pin_memory=False."
+            )
+        return StreamLoader(dataset, plan=plan, collate_fn=collate_fn, shuffle_block=shuffle_block)
     return TrainLoader(dataset, plan=plan, collate_fn=collate_fn, num_workers=num_workers, pin_memory=pin_memory)
 
 

@@ -74,6 +74,17 @@ def to_conversation(row: Mapping[str, Any], format: str) -> Conversation:
     }
     if format not in builders:
         raise BadRow(f"rows of format {format!r} hold no conversation", hint=f"Use one of {sorted(builders)}.")
+    columns = {
+        "messages": ("messages",),
+        "alpaca": ("instruction", "output"),
+        "prompt_completion": ("prompt", "completion"),
+    }
+    missing = [column for column in columns.get(format, ()) if column not in row]
+    if missing or (format == "sharegpt" and not {"conversations", "conversation"} & set(row)):
+        raise BadRow(
+            f"missing column {', '.join(missing or ['conversations'])}",
+            hint=f"The row has: {', '.join(sorted(map(str, row)))}.",
+        )
     return builders[format](row)
 
 
@@ -108,7 +119,9 @@ def _from_alpaca(row: Mapping[str, Any]) -> Conversation:
         if part is not None and not isinstance(part, str):
             raise BadRow(f"{name} is {type(part).__name__}, not text", path=f"/{name}")
     messages = [{"role": "system", "content": row["system"]}] if row.get("system") else []
-    for pair in row.get("history") or []:
+    for pair in _require_list(row.get("history") or [], "/history"):
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise BadRow("a history entry is not a pair of texts", path="/history")
         messages += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
     messages.append({"role": "user", "content": "\n".join(part for part in parts if part)})
     messages.append({"role": "assistant", "content": row["output"]})

@@ -1,122 +1,294 @@
-"""Raw rows of a file or hub dataset, each with its place, so that an error can name it."""
+"""Where raw rows come from: files of any common kind, directories, globs, URLs, the hub, or rows already in memory.
+
+A source has ``len``, ``source[i] -> dict`` (raising `BadRow`), ``place(i) -> (file, line)`` for error messages, and
+``fingerprint()``, which names its content, or None where that cannot be known.
+"""
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import hashlib
 import json
-import mmap
-from collections.abc import Iterator
+import lzma
+import shutil
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from glob import glob, has_magic
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from automodel_data.cache import cache_root, published
 from automodel_data.errors import BadRow, DataError
+from automodel_data.jsonlines import JsonLines, parse_json_row
 
-
-class JsonLines:
-    """Random access to the lines of a JSONL file: memory-mapped, 8 bytes of index per row; blank lines do not count.
-
-    Raises: DataError: the file is missing or empty.
-    """
-
-    def __init__(self, path: str | Path, *, max_row_bytes: int = 64 << 20) -> None:
-        self.name, self._max_row_bytes = str(path), max_row_bytes
-        self._path = Path(path)
-        self._starts, self._lines = _line_index(self._path)
-        self._map: mmap.mmap | None = None
-
-    def __len__(self) -> int:
-        return len(self._starts)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """The parsed row. Raises: BadRow: not UTF-8, not JSON, not an object, or too long."""
-        if self._map is None:
-            with self._path.open("rb") as file:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        start = int(self._starts[index])
-        end = self._map.find(b"\n", start)
-        end = len(self._map) if end < 0 else end
-        if end - start > self._max_row_bytes:
-            raise BadRow(f"row of more than {self._max_row_bytes} bytes")
-        return parse_json_row(self._map[start:end])
-
-    def line(self, index: int) -> int:
-        """1-based line number of a row."""
-        return int(self._lines[index])
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_map": None}  # worker processes map the file themselves
-
-
-def parse_json_row(line: bytes) -> dict[str, Any]:
-    """One JSON object per line. Raises: BadRow."""
-    try:
-        row = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise BadRow(f"invalid UTF-8 at byte {error.start}") from None
-    except (ValueError, RecursionError) as error:
-        raise BadRow(f"broken JSON: {error}") from None
-    if not isinstance(row, dict):
-        raise BadRow(f"the row is {type(row).__name__}, not an object")
-    return row
-
-
-def _line_index(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    if not path.is_file():
-        raise DataError(f"{path} is not a file. Give an existing .jsonl file, or a hub id such as org/name.")
-    starts, lines, position = [], [], 0
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                starts.append(position)
-                lines.append(number)
-            position += len(line)
-    if not starts:
-        raise DataError(f"{path} is empty: at least one row is needed. Check how the file was written.")
-    return np.array(starts, dtype=np.int64), np.array(lines, dtype=np.int64)
-
-
-def rows_with_errors(source: Any) -> Iterator[tuple[int, dict[str, Any] | BadRow]]:
-    """``(index, row)`` over a source, with the `BadRow` in place of a row that cannot be read."""
-    for i in range(len(source)):
-        try:
-            yield i, source[i]
-        except BadRow as error:
-            yield i, error
-
-
-class HubRows:
-    """Rows of a Hugging Face ``datasets.Dataset``."""
-
-    def __init__(self, dataset: Any, *, name: str) -> None:
-        self.dataset, self.name = dataset, name
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.dataset[index]
-
-    def line(self, index: int) -> int:
-        return index + 1
+_COMPRESSED: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+_TABLES = {".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".arrow": "arrow"}
+_SUFFIXES = (".jsonl", ".ndjson", ".json", *_TABLES, ".txt")
 
 
 def open_source(path_or_dataset_id: Any, *, split: str = "train", name: str | None = None) -> Any:
     """Random access to raw rows.
 
     Args:
-        path_or_dataset_id: a local ``.jsonl`` file, a hub id (``org/name`` or ``org/name@revision``), or a
-            ``datasets.Dataset`` or list of dicts that is already there.
-        split, name: split and configuration of a hub dataset.
+        path_or_dataset_id: a file (``.jsonl``, ``.json``, ``.csv``, ``.tsv``, ``.parquet``, ``.arrow``, ``.txt``; the
+            first two and the last also as ``.gz``, ``.bz2``, ``.xz`` or ``.zst``), a directory or glob of such files, a
+            URL that fsspec knows (``s3://``, ``gs://``, ``hf://``), a hub id (``org/name`` or ``org/name@revision``), a
+            list of these, or a ``datasets.Dataset`` or list of dicts.
+        split: of a hub dataset or a directory; there it selects the files whose name holds it.
+        name: configuration of a hub dataset.
 
     Raises: DataError: nothing is found there, or it is empty.
     """
-    if isinstance(path_or_dataset_id, (str, Path)):
-        path = Path(path_or_dataset_id)
-        if path.suffix or path.exists():
-            return JsonLines(path)
-        return HubRows(_load_hub(str(path_or_dataset_id), split=split, name=name), name=str(path_or_dataset_id))
-    return HubRows(path_or_dataset_id, name=type(path_or_dataset_id).__name__)
+    given = path_or_dataset_id
+    if isinstance(given, (list, tuple)) and given and all(isinstance(part, (str, Path)) for part in given):
+        return _joined([open_source(part, split=split, name=name) for part in given])
+    if not isinstance(given, (str, Path)):
+        return TableRows(given, name=type(given).__name__)
+    text = str(given)
+    if "://" in text:
+        return _joined([open_file(path, name=url) for url, path in _fetched(text)])
+    path = Path(text)
+    if path.is_dir():
+        return _open_directory(path, split=split)
+    if has_magic(text) and not path.exists():
+        return _joined([open_file(Path(found)) for found in sorted(glob(text, recursive=True))] or _nothing(text))
+    if path.exists() or _kind(path) in _SUFFIXES:
+        return open_file(path)
+    return TableRows(_load_hub(text, split=split, name=name), name=text)
+
+
+def open_file(path: Path, *, name: str | None = None) -> Any:
+    """Rows of one local file; ``name`` is what errors call it."""
+    shown, kind = name or str(path), _kind(path)
+    if not path.is_file():
+        _nothing(shown)
+    plain = path if path.suffix not in (*_COMPRESSED, ".zst") else _decompressed(path)
+    if kind in (".jsonl", ".ndjson", ".json"):
+        if kind == ".json" and _first_byte(plain) == b"[":
+            return TableRows(_json_array(plain, shown), name=shown, path=plain)
+        return JsonLines(plain, name=shown)
+    if kind == ".txt":
+        return TextDocuments(plain, name=shown)
+    if kind in _TABLES:
+        return TableRows(_load_table(plain, kind, shown), name=shown, path=plain)
+    raise DataError(f"{shown} is of an unknown kind. Known: {', '.join(_SUFFIXES)}. Rename or convert it.")
+
+
+class TableRows:
+    """Rows of a ``datasets.Dataset`` or any sequence of dicts."""
+
+    def __init__(self, rows: Any, *, name: str, path: Path | None = None) -> None:
+        self.rows, self.name, self._path = rows, name, path
+        if not len(rows):
+            raise DataError(f"{name} is empty: at least one row is needed. Check the file or the split.")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row = self.rows[index]
+        if not isinstance(row, dict):
+            raise BadRow(f"the row is {type(row).__name__}, not an object")
+        return row
+
+    def place(self, index: int) -> tuple[str, int]:
+        return self.name, index + 1
+
+    def fingerprint(self) -> str | None:
+        if self._path is not None:
+            return file_digest(self._path)
+        return getattr(self.rows, "_fingerprint", None)
+
+
+class TextDocuments:
+    """Documents of a plain-text file as rows with a ``text`` column; blank lines part them if ``split_documents``."""
+
+    def __init__(self, path: str | Path, *, name: str | None = None, split_documents: bool = True) -> None:
+        self.name = name or str(path)
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except OSError as error:
+            raise DataError(f"{self.name} cannot be read: {error.strerror}. Give an existing text file.") from None
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{self.name} is not UTF-8 (byte {error.start}). Convert it, for example with iconv."
+            ) from None
+        self._documents = [d for d in (text.split("\n\n") if split_documents else [text]) if d.strip()]
+        if not self._documents:
+            raise DataError(f"{self.name} is empty: it holds no text. Give a file with at least one document.")
+
+    def __len__(self) -> int:
+        return len(self._documents)
+
+    def __getitem__(self, index: int) -> dict[str, str]:
+        return {"text": self._documents[index]}
+
+    def place(self, index: int) -> tuple[str, int]:
+        """File and 1-based number of the document."""
+        return self.name, index + 1
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256("\0".join(self._documents).encode()).hexdigest()
+
+
+class JoinedRows:
+    """Several sources one after the other."""
+
+    def __init__(self, parts: Sequence[Any]) -> None:
+        self.parts = list(parts)
+        self.name = parts[0].name if len(parts) == 1 else f"{parts[0].name} and {len(parts) - 1} more"
+        self._ends = list(accumulate(len(part) for part in parts))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def _locate(self, index: int) -> tuple[Any, int]:
+        part = bisect_right(self._ends, index)
+        return self.parts[part], index - (self._ends[part - 1] if part else 0)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        part, row = self._locate(index)
+        return part[row]
+
+    def place(self, index: int) -> tuple[str, int]:
+        part, row = self._locate(index)
+        return part.place(row)
+
+    def fingerprint(self) -> str | None:
+        prints = [source_fingerprint(part) for part in self.parts]
+        return None if None in prints else hashlib.sha256(json.dumps(prints).encode()).hexdigest()
+
+
+def source_fingerprint(source: Any) -> str | None:
+    """A name for the content of a source: the bytes of a file, else what the source says of itself."""
+    if isinstance(source, JsonLines):
+        return file_digest(source.path)
+    return source.fingerprint()
+
+
+def file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def rows_with_errors(source: Any, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, Any]]:
+    """``(index, row)`` over a source, with the `BadRow` in place of a row that cannot be read."""
+    for i in range(start, len(source) if stop is None else min(stop, len(source))):
+        try:
+            yield i, source[i]
+        except BadRow as error:
+            yield i, error
+
+
+def _kind(path: Path) -> str:
+    return Path(path.stem).suffix if path.suffix in (*_COMPRESSED, ".zst") else path.suffix
+
+
+def _joined(parts: list[Any]) -> Any:
+    return parts[0] if len(parts) == 1 else JoinedRows(parts)
+
+
+def _nothing(shown: str) -> Any:
+    raise DataError(
+        f"nothing is found at {shown}. Give an existing file, directory, glob or URL, or a hub id such as org/name."
+    )
+
+
+def _open_directory(path: Path, *, split: str) -> Any:
+    if (path / "dataset_info.json").is_file() and (path / "state.json").is_file():
+        from datasets import load_from_disk
+
+        return TableRows(load_from_disk(str(path)), name=str(path))
+    files = sorted(p for p in path.rglob("*") if p.is_file() and _kind(p) in _SUFFIXES and p.name[0] != ".")
+    chosen = [p for p in files if split in str(p.relative_to(path))] or (files if split == "train" else [])
+    if not chosen:
+        raise DataError(
+            f"{path} holds no data file for split {split!r}. Files of these kinds are read: {', '.join(_SUFFIXES)}; "
+            f"name them "
+            f"after their split, or give their path. Found: {', '.join(p.name for p in files[:5]) or 'none'}."
+        )
+    return _joined([open_file(p) for p in chosen])
+
+
+def _fetched(url: str) -> list[tuple[str, Path]]:
+    """Local copies of the files at a URL or URL glob."""
+    import fsspec
+
+    try:
+        filesystem, pattern = fsspec.url_to_fs(url)
+        found = sorted(filesystem.glob(pattern)) if has_magic(pattern) else [pattern]
+        copies = []
+        for remote in found:
+            info = filesystem.info(remote)
+            key = hashlib.sha256(
+                json.dumps([url, remote, info.get("size"), str(info.get("mtime", info.get("ETag")))]).encode()
+            )
+            target = published(f"file-{key.hexdigest()[:32]}", partial(_copy, filesystem, remote))
+            copies.append((filesystem.unstrip_protocol(remote), target / Path(remote).name))
+    except ImportError as error:
+        raise DataError(f"{url} needs another package: {error}. Install it, or copy the file.") from error
+    except (OSError, ValueError) as error:
+        raise DataError(f"{url} cannot be read: {error}. Check the address and the credentials.") from error
+    return copies or _nothing(url)
+
+
+def _copy(filesystem: Any, remote: str, directory: Path) -> None:
+    filesystem.get(remote, str(directory / Path(remote).name))
+
+
+def _decompressed(path: Path) -> Path:
+    """The plain file, unpacked once into the cache."""
+    opener: Callable[..., Any] = _COMPRESSED.get(path.suffix) or _open_zstd
+
+    def unpack(directory: Path) -> None:
+        try:
+            with opener(path) as packed, (directory / "data").open("wb") as plain:
+                shutil.copyfileobj(packed, plain, 1 << 20)
+        except (OSError, EOFError, lzma.LZMAError) as error:
+            raise DataError(f"{path} cannot be decompressed: {error}. The file is damaged or cut short.") from None
+
+    return published(f"file-{file_digest(path)[:32]}", unpack) / "data"
+
+
+def _open_zstd(path: Path) -> Any:
+    try:
+        import zstandard
+    except ImportError:
+        raise DataError(f"{path} needs the zstandard package: pip install 'automodel-data[zstd]'.") from None
+    return zstandard.open(path, "rb")
+
+
+def _first_byte(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(4096).lstrip()[:1]
+
+
+def _json_array(path: Path, shown: str) -> list[Any]:
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            f"{shown} is not valid JSON: {error}. Repair it, or write one object per line (.jsonl)."
+        ) from None
+
+
+def _load_table(path: Path, kind: str, shown: str) -> Any:
+    from datasets import Dataset
+
+    directory = str(cache_root() / "tables")
+    readers: dict[str, Callable[[], Any]] = {
+        "csv": lambda: Dataset.from_csv(str(path), cache_dir=directory, sep="\t" if kind == ".tsv" else ","),
+        "parquet": lambda: Dataset.from_parquet(str(path), cache_dir=directory),
+        "arrow": lambda: Dataset.from_file(str(path)),
+    }
+    try:
+        return readers[_TABLES[kind]]()
+    except (OSError, ValueError, ArithmeticError, RuntimeError) as error:
+        cause = error.__cause__ or error
+        raise DataError(f"{shown} cannot be read as {_TABLES[kind]}: {cause}. Check that it is whole.") from error
 
 
 def _load_hub(dataset_id: str, *, split: str, name: str | None) -> Any:
@@ -127,5 +299,8 @@ def _load_hub(dataset_id: str, *, split: str, name: str | None) -> Any:
         return load_dataset(repo, name, split=split, revision=revision or None)
     except (OSError, ValueError) as error:
         raise DataError(
-            f"{dataset_id!r} cannot be loaded: {error}. Give a local file, or a hub id that can be reached."
+            f"{dataset_id!r} is no file here, and the hub has no such dataset: {error}. Check the path or id."
         ) from error
+
+
+__all__ = ["JsonLines", "open_file", "open_source", "parse_json_row", "rows_with_errors", "source_fingerprint"]

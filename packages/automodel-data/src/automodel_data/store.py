@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from automodel_data.encode import TokenRow
+
+_ROWS_PER_BATCH = 1000
 
 
 @dataclass(frozen=True)
@@ -17,13 +22,16 @@ class BadRowRecord:
     """Why one row was left out."""
 
     source: str
-    row: int
-    """Row number in the source, from 0; for a line-based file the line is ``row + 1``."""
+    line: int
+    """Line, row or document number in the source, from 1."""
     why: str
     path: str = ""
+    """Where in the row, as a JSON pointer."""
 
     def __str__(self) -> str:
-        return f"{self.source}:{self.row + 1}: " + ": ".join(part for part in (self.path, self.why) if part)
+        # Reasons may quote the row: control characters must not reach a terminal.
+        text = f"{self.source}:{self.line}: " + ": ".join(part for part in (self.path, self.why) if part)
+        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 @dataclass
@@ -32,24 +40,32 @@ class EncodeReport:
 
     num_rows: int = 0
     num_kept: int = 0
+    num_bad: int = 0
     num_truncated: int = 0
     num_too_long: int = 0
     """Rows dropped because they exceed ``seq_length``."""
     num_tokens: int = 0
     num_label_tokens: int = 0
     num_tokens_cut: int = 0
+    first_hint: str = ""
     bad_rows: list[BadRowRecord] = field(default_factory=list)
 
     def reasons(self) -> dict[str, int]:
         """Bad rows by reason, most frequent first."""
         return dict(Counter(record.why for record in self.bad_rows).most_common())
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+    def add(self, other: EncodeReport) -> None:
+        """Count in what another part of the source reports."""
+        for key, value in asdict(other).items():
+            if isinstance(value, int):
+                setattr(self, key, getattr(self, key) + value)
+        self.first_hint = self.first_hint or other.first_hint
+        self.bad_rows += other.bad_rows
 
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> EncodeReport:
-        return cls(**{**values, "bad_rows": [BadRowRecord(**record) for record in values["bad_rows"]]})
+    def write_bad_rows(self, path: str | Path) -> None:
+        """One JSON object per bad row: ``source``, ``line``, ``why``, ``path``."""
+        lines = [json.dumps(asdict(record)) + "\n" for record in self.bad_rows]
+        Path(path).write_text("".join(lines), encoding="utf-8")
 
 
 class TokenDataset:
@@ -88,10 +104,49 @@ def token_table(rows: Iterable[tuple[int, TokenRow]]) -> Any:
     import pyarrow as pa
     from datasets import Dataset
 
-    pairs = list(rows)
-    columns = {
-        "input_ids": pa.array([row.input_ids for _, row in pairs], type=pa.list_(pa.int32())),
-        "labels": pa.array([row.labels for _, row in pairs], type=pa.list_(pa.int32())),
-        "source_row": pa.array([i for i, _ in pairs], type=pa.int64()),
-    }
-    return Dataset(pa.table(columns)).with_format("numpy")
+    batches = list(_record_batches(rows))
+    return Dataset(pa.Table.from_batches(batches, schema=_schema())).with_format("numpy")
+
+
+def write_tokens(directory: Path, rows: Iterable[tuple[int, TokenRow]], report: EncodeReport) -> None:
+    """Stream rows to an Arrow file, then write the report they filled in; memory stays that of one batch."""
+    import pyarrow as pa
+
+    with pa.OSFile(str(directory / "tokens.arrow"), "wb") as file, pa.ipc.new_stream(file, _schema()) as writer:
+        for batch in _record_batches(rows):
+            writer.write_batch(batch)
+    counts = {key: value for key, value in asdict(report).items() if key != "bad_rows"}
+    (directory / "report.json").write_text(json.dumps(counts), encoding="utf-8")
+    report.write_bad_rows(directory / "bad_rows.jsonl")
+
+
+def read_tables(directory: Path) -> tuple[Any, EncodeReport]:
+    """What `write_tokens` wrote, memory-mapped."""
+    from datasets import Dataset
+
+    counts = json.loads((directory / "report.json").read_text(encoding="utf-8"))
+    lines = (directory / "bad_rows.jsonl").read_text(encoding="utf-8").splitlines()
+    report = EncodeReport(**counts, bad_rows=[BadRowRecord(**json.loads(line)) for line in lines])
+    return Dataset.from_file(str(directory / "tokens.arrow")).with_format("numpy"), report
+
+
+def _schema() -> Any:
+    import pyarrow as pa
+
+    tokens = pa.list_(pa.int32())
+    return pa.schema([("input_ids", tokens), ("labels", tokens), ("source_row", pa.int64())])
+
+
+def _record_batches(rows: Iterable[tuple[int, TokenRow]]) -> Iterator[Any]:
+    import pyarrow as pa
+
+    iterator = iter(rows)
+    while pairs := list(islice(iterator, _ROWS_PER_BATCH)):
+        lengths = [0, *(len(row.input_ids) for _, row in pairs)]
+        offsets = pa.array(np.cumsum(lengths), type=pa.int32())
+        columns = [
+            pa.ListArray.from_arrays(offsets, np.concatenate([row.input_ids for _, row in pairs])),
+            pa.ListArray.from_arrays(offsets, np.concatenate([row.labels for _, row in pairs])),
+            pa.array([i for i, _ in pairs], type=pa.int64()),
+        ]
+        yield pa.record_batch(columns, schema=_schema())

@@ -75,6 +75,10 @@ class ChatTemplate:
                 "of an instruction-tuned model, or use a column-mapped dataset, which needs no template."
             )
 
+    def fingerprint(self) -> list[Any]:
+        """What a rendering depends on beside the conversation, as JSON values."""
+        return [self._override or self._tokenizer.chat_template, self._kwargs, self.stops]
+
     def render(self, conversation: Conversation, *, mask: str = "assistant") -> Rendered:
         """Render a conversation with the spans that ``mask`` (one of `MASKS`) and per-message flags select.
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from automodel_data.build import RowPolicy, encode_source
+from automodel_data.build import RowEncoder, RowPolicy, encode_source, one_of
 from automodel_data.encode import TextEncoder, TokenRow
-from automodel_data.errors import BadRow, DataError
+from automodel_data.errors import BadRow
 from automodel_data.rows import FORMATS, sniff_format, to_conversation
 from automodel_data.sources import open_source
 from automodel_data.store import TokenDataset
@@ -21,17 +21,18 @@ class ChatDataset(TokenDataset):
     """Messages, ShareGPT, Alpaca or prompt-completion rows; assistant turns are trained with their stop token.
 
     Args:
-        path_or_dataset_id: a local ``.jsonl`` file, a hub id (``org/name@revision``), or rows that are already loaded.
+        path_or_dataset_id: whatever `sources.open_source` reads: a file, directory, glob, URL, hub id, or loaded rows.
         tokenizer: a fast Hugging Face tokenizer; needs a chat template.
         split, name: split and configuration of a hub dataset.
         seq_length: most tokens per row; None for no limit.
         overflow: for longer rows: ``drop``, ``truncate_right``, ``truncate_left`` or ``error``; counted in ``report``.
         mask: ``assistant`` trains every assistant turn, ``last_turn`` the last one, ``all`` every token. A message's
             own ``train`` (or 0/1 ``weight``) overrules the first two.
-        format: one of `rows.FORMATS`; ``auto`` looks at each row's columns.
+        format: one of `rows.FORMATS` but ``text``; ``auto`` looks at each row's columns.
         chat_template, template_kwargs: in place of the tokenizer's template; variables for it.
         on_bad, max_bad_fraction: ``skip`` leaves bad rows out and reports them, ``fail`` stops at the first.
         limit_dataset_samples: use only the first rows.
+        num_proc, cache: as for `build.encode_source`.
 
     Raises: DataError: nothing to read, no template, or nothing to train on.
     """
@@ -52,24 +53,37 @@ class ChatDataset(TokenDataset):
         on_bad: str = "skip",
         max_bad_fraction: float = 0.01,
         limit_dataset_samples: int | None = None,
+        num_proc: int = 1,
+        cache: bool = True,
     ) -> None:
-        for key, value, allowed in (("mask", mask, MASKS), ("format", format, ("auto", *FORMATS))):
-            if value not in allowed:
-                raise DataError(f"{key}={value!r} is not known. Choose one of {', '.join(map(repr, allowed))}.")
         policy = RowPolicy(seq_length=seq_length, overflow=overflow, on_bad=on_bad, max_bad_fraction=max_bad_fraction)
         template = ChatTemplate(tokenizer, chat_template=chat_template, template_kwargs=template_kwargs)
         table, report = encode_source(
             open_source(path_or_dataset_id, split=split, name=name),
-            partial(render_chat_row, template=template, mask=mask, format=format),
-            TextEncoder(tokenizer),
-            policy=policy,
+            chat_encoder(tokenizer, template, policy=policy, mask=mask, format=format),
             limit=limit_dataset_samples,
+            num_proc=num_proc,
+            cache=cache,
         )
         super().__init__(table, report=report)
 
 
+def chat_encoder(
+    tokenizer: Any, template: ChatTemplate, *, policy: RowPolicy, mask: str = "assistant", format: str = "auto"
+) -> RowEncoder:
+    """What makes tokens of chat rows, for map-style and streaming datasets alike."""
+    one_of("mask", mask, MASKS)
+    one_of("format", format, ("auto", *(known for known in FORMATS if known != "text")))
+    return RowEncoder(
+        partial(render_chat_row, template=template, mask=mask, format=format),
+        TextEncoder(tokenizer),
+        policy,
+        options={"kind": "chat", "mask": mask, "format": format, "template": template.fingerprint()},
+    )
+
+
 def render_chat_row(row: Mapping[str, Any], *, template: ChatTemplate, mask: str, format: str) -> Rendered | TokenRow:
-    """A raw row as text with trained spans; rows that hold ``input_ids`` and ``labels`` pass through."""
+    """A raw row as text with trained spans; rows that hold ``input_ids`` pass through."""
     kind = sniff_format(row) if format == "auto" else format
     if kind == "tokens":
         return token_row(row)

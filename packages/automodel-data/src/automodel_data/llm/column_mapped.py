@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from automodel_data.build import RowPolicy, encode_source
+from automodel_data.build import RowEncoder, RowPolicy, encode_source
 from automodel_data.encode import TextEncoder
 from automodel_data.errors import BadRow, DataError
 from automodel_data.rows import Conversation
@@ -24,14 +24,14 @@ class ColumnMappedTextInstructionDataset(TokenDataset):
     ``context question answer<eos>``, tokenised once, so that the answer's first token is trained too.
 
     Args:
-        path_or_dataset_id: a local ``.jsonl`` file, a hub id (``org/name@revision``), or rows that are already loaded.
+        path_or_dataset_id: whatever `sources.open_source` reads: a file, directory, glob, URL, hub id, or loaded rows.
         column_mapping: ``{"question": column, "answer": column}`` and optionally ``"context"``.
         tokenizer: a fast Hugging Face tokenizer.
         split, name: split and configuration of a hub dataset.
         answer_only_loss_mask: False trains every token.
         use_chat_template: None uses the tokenizer's template where there is one.
         start_of_turn_token: accepted so that old configurations load; turns are found without it.
-        seq_length, overflow, on_bad, max_bad_fraction, limit_dataset_samples: as for `ChatDataset`.
+        seq_length, overflow, on_bad, max_bad_fraction, limit_dataset_samples, num_proc, cache: as for `ChatDataset`.
 
     Raises: DataError: a mapping without question and answer, a column that is not there, or nothing to train on.
     """
@@ -52,20 +52,33 @@ class ColumnMappedTextInstructionDataset(TokenDataset):
         on_bad: str = "skip",
         max_bad_fraction: float = 0.01,
         limit_dataset_samples: int | None = None,
+        num_proc: int = 1,
+        cache: bool = True,
     ) -> None:
-        columns = _checked_mapping(column_mapping)
         policy = RowPolicy(seq_length=seq_length, overflow=overflow, on_bad=on_bad, max_bad_fraction=max_bad_fraction)
-        source = open_source(path_or_dataset_id, split=split or "train", name=name)
         render = qa_renderer(tokenizer, answer_only=answer_only_loss_mask, use_chat_template=use_chat_template)
         table, report = encode_source(
-            source,
-            partial(_render_row, columns=columns, render=render),
-            TextEncoder(tokenizer),
-            policy=policy,
-            add_prefix=not render.is_chat,
+            open_source(path_or_dataset_id, split=split or "train", name=name),
+            column_encoder(tokenizer, render, column_mapping, policy=policy),
             limit=limit_dataset_samples,
+            num_proc=num_proc,
+            cache=cache,
         )
         super().__init__(table, report=report)
+
+
+def column_encoder(
+    tokenizer: Any, render: QuestionAnswer, column_mapping: Mapping[str, str], *, policy: RowPolicy
+) -> RowEncoder:
+    """What makes tokens of column-mapped rows, for map-style and streaming datasets alike."""
+    columns = _checked_mapping(column_mapping)
+    return RowEncoder(
+        partial(_render_row, columns=columns, render=render),
+        TextEncoder(tokenizer),
+        policy,
+        add_prefix=not render.is_chat,
+        options={"kind": "columns", "columns": columns, "render": render.fingerprint()},
+    )
 
 
 class QuestionAnswer:
@@ -81,6 +94,10 @@ class QuestionAnswer:
     @property
     def is_chat(self) -> bool:
         return self._template is not None
+
+    def fingerprint(self) -> list[Any]:
+        """What a rendering depends on beside the row, as JSON values."""
+        return [self._answer_only, self._eos, self._template.fingerprint() if self._template else None]
 
     def __call__(self, prompt: str, answer: str) -> Rendered:
         """``prompt`` is context, ``answer`` is trained."""
@@ -112,11 +129,8 @@ def _checked_mapping(mapping: Mapping[str, str]) -> dict[str, str]:
 
 def _render_row(row: Mapping[str, Any], *, columns: Mapping[str, str], render: QuestionAnswer) -> Rendered:
     texts = {role: _text_of(row, column) for role, column in columns.items()}
-    prompt = (
-        "\n".join(texts[role] for role in ("context", "question") if texts.get(role))
-        if render.is_chat
-        else " ".join(texts[role] for role in ("context", "question") if texts.get(role))
-    )
+    separator = "\n" if render.is_chat else " "
+    prompt = separator.join(texts[role] for role in ("context", "question") if texts.get(role))
     return render(prompt, texts["answer"])
 
 

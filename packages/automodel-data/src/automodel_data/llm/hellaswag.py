@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from automodel_data.build import RowPolicy, encode_source
+from automodel_data.build import RowEncoder, RowPolicy, encode_source
 from automodel_data.encode import TextEncoder
 from automodel_data.errors import BadRow
 from automodel_data.llm.column_mapped import QuestionAnswer, qa_renderer
@@ -38,16 +38,13 @@ class HellaSwag(TokenDataset):
         on_bad: str = "skip",
         max_bad_fraction: float = 0.01,
     ) -> None:
-        table, report = encode_source(
-            open_source(path_or_dataset, split=split),
+        row_encoder = RowEncoder(
             partial(_render_row, render=qa_renderer(tokenizer, use_chat_template=False)),
             TextEncoder(tokenizer),
-            policy=RowPolicy(
-                seq_length=seq_length, overflow=overflow, on_bad=on_bad, max_bad_fraction=max_bad_fraction
-            ),
+            RowPolicy(seq_length=seq_length, overflow=overflow, on_bad=on_bad, max_bad_fraction=max_bad_fraction),
             add_prefix=True,
-            limit=num_samples_limit,
         )
+        table, report = encode_source(open_source(path_or_dataset, split=split), row_encoder, limit=num_samples_limit)
         super().__init__(table, report=report)
 
 

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from automodel_data.build import RowPolicy, encode_source
+from automodel_data.build import RowEncoder, RowPolicy, encode_source
 from automodel_data.encode import TextEncoder
 from automodel_data.errors import BadRow, DataError
-from automodel_data.sources import open_source
+from automodel_data.sources import TextDocuments, open_source
 from automodel_data.store import EncodeReport
 from automodel_data.templates import Rendered
-
-logger = logging.getLogger(__name__)
 
 
 class TextPretrainDataset:
@@ -31,6 +28,7 @@ class TextPretrainDataset:
         text_column: where the text is.
         split_documents: blank lines separate the documents of a ``.txt`` file; False takes it as one document.
         limit_dataset_samples: use only the first documents.
+        on_bad, max_bad_fraction, num_proc, cache: as for `ChatDataset`.
 
     Raises: DataError: nothing to read, or less text than one block.
     """
@@ -48,6 +46,8 @@ class TextPretrainDataset:
         on_bad: str = "skip",
         max_bad_fraction: float = 0.01,
         limit_dataset_samples: int | None = None,
+        num_proc: int = 1,
+        cache: bool = True,
     ) -> None:
         if not tokenizer.eos_token:
             raise DataError(
@@ -58,13 +58,15 @@ class TextPretrainDataset:
             source = TextDocuments(path_or_dataset_id, split_documents=split_documents)
         else:
             source = open_source(path_or_dataset_id, split=split, name=name)
-        table, self.report = encode_source(
-            source,
+        row_encoder = RowEncoder(
             _TextRow(text_column, tokenizer.eos_token),
             TextEncoder(tokenizer),
-            policy=RowPolicy(on_bad=on_bad, max_bad_fraction=max_bad_fraction),
+            RowPolicy(on_bad=on_bad, max_bad_fraction=max_bad_fraction),
             add_prefix=True,
-            limit=limit_dataset_samples,
+            options={"kind": "pretrain", "column": text_column, "eos": tokenizer.eos_token},
+        )
+        table, self.report = encode_source(
+            source, row_encoder, limit=limit_dataset_samples, num_proc=num_proc, cache=cache
         )
         self._tokens = _joined(table)
         self.seq_length = seq_length
@@ -89,32 +91,6 @@ class TextPretrainDataset:
     @property
     def lengths(self) -> np.ndarray:
         return np.full(len(self), self.seq_length, dtype=np.int64)
-
-
-class TextDocuments:
-    """Documents of one plain-text file as rows with a ``text`` column."""
-
-    def __init__(self, path: str | Path, *, split_documents: bool = True) -> None:
-        self.name = str(path)
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except OSError as error:
-            raise DataError(f"{path} cannot be read: {error.strerror}. Give an existing text file.") from None
-        except UnicodeDecodeError as error:
-            raise DataError(f"{path} is not UTF-8 (byte {error.start}). Convert it, for example with iconv.") from None
-        self._documents = [d for d in (text.split("\n\n") if split_documents else [text]) if d.strip()]
-        if not self._documents:
-            raise DataError(f"{path} holds no text. Give a file with at least one document.")
-
-    def __len__(self) -> int:
-        return len(self._documents)
-
-    def __getitem__(self, index: int) -> dict[str, str]:
-        return {"text": self._documents[index]}
-
-    def line(self, index: int) -> int:
-        """1-based number of the document."""
-        return index + 1
 
 
 class _TextRow:

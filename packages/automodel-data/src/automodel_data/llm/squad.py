@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from automodel_data.build import RowPolicy, encode_source
+from automodel_data.build import RowEncoder, RowPolicy, encode_source
 from automodel_data.encode import TextEncoder
 from automodel_data.errors import BadRow
 from automodel_data.llm.column_mapped import QuestionAnswer, qa_renderer
@@ -36,14 +36,13 @@ def make_squad_dataset(
         dataset_name: hub id, or a local ``.jsonl`` file with ``context``, ``question`` and ``answers``.
     """
     render = qa_renderer(tokenizer, use_chat_template=use_chat_template)
-    table, report = encode_source(
-        open_source(dataset_name, split=split),
+    row_encoder = RowEncoder(
         partial(_render_row, render=render),
         TextEncoder(tokenizer),
-        policy=RowPolicy(seq_length=seq_length, overflow=overflow, on_bad=on_bad, max_bad_fraction=max_bad_fraction),
+        RowPolicy(seq_length=seq_length, overflow=overflow, on_bad=on_bad, max_bad_fraction=max_bad_fraction),
         add_prefix=not render.is_chat,
-        limit=limit_dataset_samples,
     )
+    table, report = encode_source(open_source(dataset_name, split=split), row_encoder, limit=limit_dataset_samples)
     return TokenDataset(table, report=report)
 
 

@@ -1,0 +1,104 @@
+"""Micro-batches of a streaming dataset: windows on the stream, shuffled block by block, resumed by seeking."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from itertools import chain, islice
+from typing import Any
+
+import numpy as np
+
+from automodel_data.errors import DataError
+from automodel_data.loader import BatchPlan, filler
+from automodel_data.order import permuted
+from automodel_data.streaming import StreamingTokenDataset
+
+
+class StreamLoader:
+    """What `TrainLoader` is for a map-style dataset: the rest of the epoch, then the next one; state of a few integers.
+
+    Rows are permuted within blocks of ``shuffle_block`` as a function of (seed, epoch, block). Every rank encodes the
+    stream and keeps its share, so that a row that is left out is left out on all of them. There is no ``len``: how many
+    rows are usable is not known beforehand.
+    """
+
+    def __init__(
+        self, dataset: StreamingTokenDataset, *, plan: BatchPlan, collate_fn: Callable, shuffle_block: int
+    ) -> None:
+        if shuffle_block < 1:
+            raise DataError(f"shuffle_block={shuffle_block}: at least 1 row is needed.")
+        self.dataset, self.plan, self._collate_fn, self._block = dataset, plan, collate_fn, shuffle_block
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to the start of ``epoch``."""
+        self.epoch = int(epoch)
+        self._position = {"cursor": 0, "block": 0, "block_row": 0, "in_block": 0}
+        self._finished = False
+
+    def __iter__(self) -> Iterator[Any]:
+        if self._finished:
+            self.set_epoch(self.epoch + 1)
+        rows: Iterator[tuple[dict[str, Any], dict[str, int]]] = self._rows()
+        while window := list(islice(rows, self.plan.global_batch_size)):
+            end = window[-1][1]
+            following = next(rows, None)
+            batches = self._micro_batches([row for row, _ in window])
+            for i, batch in enumerate(batches):
+                if i == len(batches) - 1:
+                    self._position = {**end, "cursor": self._position["cursor"] + len(window)}
+                    self._finished = following is None
+                yield self._collate_fn(batch)
+            if following is None:
+                break
+            rows = chain([following], rows)
+        if self._position["cursor"] == 0:
+            raise DataError(f"no row of {self.dataset.source.name} can be trained on. Check the format and the mask.")
+        self.set_epoch(self.epoch + 1)
+
+    def _rows(self) -> Iterator[tuple[dict[str, Any], dict[str, int]]]:
+        """Rows in training order from the current position, each with the position behind it."""
+        block, row, skip = (self._position[key] for key in ("block", "block_row", "in_block"))
+        stream = self.dataset.rows(row)
+        while rows := list(islice(stream, self._block)):
+            order = np.arange(len(rows))
+            if self.plan.shuffle:
+                seed = self.plan.seed * 1_000_003 + block
+                order = permuted(order, num_samples=len(rows), seed=seed, epoch=self.epoch)
+            for done, i in enumerate(order[skip:].tolist(), start=skip + 1):
+                yield rows[i], {"block": block, "block_row": row, "in_block": done}
+            block, row, skip = block + 1, rows[-1]["sample_id"] + 1, 0
+
+    def _micro_batches(self, window: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+        per_rank = -(-len(window) // self.plan.dp_size)
+        start = self.plan.dp_rank * per_rank
+        rows = window[start : start + per_rank]
+        rows = rows + [filler(window[0])] * (per_rank - len(rows))
+        size = self.plan.local_batch_size
+        return [rows[i : i + size] for i in range(0, len(rows), size)]
+
+    def state_dict(self) -> dict[str, int]:
+        """Consumed samples and the source row of the current block; a half-consumed window counts as not begun."""
+        plan = self.plan
+        fixed = {
+            "num_samples": plan.num_samples,
+            "global_batch_size": plan.global_batch_size,
+            "seed": plan.seed,
+            "shuffle": int(plan.shuffle),
+            "shuffle_block": self._block,
+        }
+        if self._finished:
+            return {"epoch": self.epoch + 1, "cursor": 0, "block": 0, "block_row": 0, "in_block": 0, **fixed}
+        return {"epoch": self.epoch, **self._position, **fixed}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Continue behind the consumed samples. Raises: DataError: the order would not be the same."""
+        mine = self.state_dict()
+        for key in ("num_samples", "global_batch_size", "seed", "shuffle", "shuffle_block"):
+            if int(state[key]) != mine[key]:
+                raise DataError(
+                    f"the saved data position has {key}={state[key]} but this loader has {mine[key]}: the sample order "
+                    "differs, so the position has no meaning here. Restore the setting, or start the data afresh."
+                )
+        self.set_epoch(int(state["epoch"]))
+        self._position = {key: int(state[key]) for key in self._position}

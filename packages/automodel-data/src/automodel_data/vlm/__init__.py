@@ -1,0 +1,1 @@
+"""Vision-language and audio data: lazily decoded conversations, and the encoded rows made from them."""
