@@ -96,6 +96,7 @@ _LLM: dict[str, Section] = {
         },
         takes=("automodel_core.training:StepScheduler",),
         runtime=("dataloader", "dp_size"),
+        offers=("local_batch_size",),
     ),
     "model": Section("The model to train.", kind="model", offers=("tokenizer",), required=True),
     "freeze_config": Section(

@@ -84,6 +84,7 @@ def keyword_problems(
     *,
     given: Sequence[str] = (),
     offered: Sequence[str] = (),
+    also: Sequence[str] = (),
 ) -> list[Problem]:
     """Compare a section's keys with a target's signature; every misfit at once.
 
@@ -93,6 +94,7 @@ def keyword_problems(
         path: its dotted path.
         given: keywords that the caller passes for certain.
         offered: keywords that the caller passes where the target takes them.
+        also: keys that the caller reads itself.
     """
     try:
         parameters = inspect.signature(target).parameters.values()
@@ -104,7 +106,7 @@ def keyword_problems(
     problems = []
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):
         options = [name for name in named if name not in given]
-        for key in [key for key in keys if key not in named]:
+        for key in [key for key in keys if key not in (*named, *also)]:
             message = f"unknown key for {_text(table)}{did_you_mean(key, options)}"
             problems.append(Problem(table.entries[key].key_source, join(path, key), message))
         surplus = [key for key in given if key not in named]

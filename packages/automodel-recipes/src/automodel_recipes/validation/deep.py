@@ -5,6 +5,7 @@ from automodel_core.config.instantiate import TARGET, keyword_problems, resolve
 from automodel_core.config.tree import Table, find
 from automodel_recipes.schema import DEFAULT_RECIPE, RECIPES, find_section
 from automodel_recipes.validation.report import Report
+from automodel_recipes.validation.sections import taken_signature
 
 
 def bind_deferred(config: ConfigNode, report: Report) -> None:
@@ -21,5 +22,7 @@ def bind_deferred(config: ConfigNode, report: Report) -> None:
             report.problems += error.problems
             continue
         offered = (*section.runtime, *section.offers) if section is not None else ()
-        report.problems += keyword_problems(target, table, path, offered=offered)
+        extra = [taken_signature(taken) for taken in section.takes] if section is not None else []
+        also = [name for signature in extra if signature is not None for name in signature.parameters]
+        report.problems += keyword_problems(target, table, path, offered=offered, also=also)
     report.deferred.clear()

@@ -38,7 +38,9 @@ def check_keywords(
         check_missing: whether the first signature's required keywords must be there.
     """
     schemas = _schemas(signatures, runtime) | dict(keys or {})
-    is_open = any(signature.open for signature in signatures)
+    # A target's own signature decides: `build_optimizer(**optimizer_kwargs)` hands on, it does not accept.
+    deciding = signatures[:1] if TARGET in table.entries else signatures
+    is_open = any(signature.open for signature in deciding)
     for key, entry in table.entries.items():
         if key == TARGET:
             continue

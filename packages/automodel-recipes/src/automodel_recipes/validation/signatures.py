@@ -105,17 +105,17 @@ def parameter_docs(signature: Signature) -> dict[str, str]:
     start = next((i for i, line in enumerate(lines) if line.strip() == "Args:"), None)
     if start is None:
         return docs
-    name = ""
+    names: list[str] = []
     indent = len(lines[start]) - len(lines[start].lstrip()) + 4
     for line in lines[start + 1 :]:
         depth = len(line) - len(line.lstrip())
         if line.strip() and depth < indent:
             break
         head, colon, rest = line.strip().partition(":")
-        head = head.split(" (")[0].strip("`* ")
-        if depth == indent and colon and head in signature.parameters:
-            name = head
-            docs[name] = rest.strip()
-        elif name and line.strip():
-            docs[name] += f" {line.strip()}"
+        heads = [part.split(" (")[0].strip("`* ") for part in head.split(",")]
+        if depth == indent and colon and all(part in signature.parameters for part in heads):
+            names = heads
+            docs |= dict.fromkeys(names, rest.strip())
+        elif line.strip():
+            docs |= {name: f"{docs[name]} {line.strip()}" for name in names}
     return docs

@@ -143,7 +143,10 @@ def public_names(module: Module) -> list[str]:
 
 def _flatten(body: list[ast.stmt]) -> Iterator[ast.stmt]:
     for statement in body:
-        if isinstance(statement, ast.If):
+        if isinstance(statement, ast.If) and "TYPE_CHECKING" in ast.unparse(statement.test):
+            # Never executed. transformers repeats its whole tree there with stars: minutes of reading.
+            yield from _flatten(statement.orelse)
+        elif isinstance(statement, ast.If):
             yield from _flatten(statement.body)
             yield from _flatten(statement.orelse)
         elif isinstance(statement, ast.Try):
