@@ -76,7 +76,7 @@ def _devices() -> dict[str, str]:
 
 
 def _kernels() -> dict[str, str]:
-    from automodel_kernels.doctor import doctor
+    from automodel_kernels import doctor
 
     found = importlib.util.find_spec("flash_attn")
     attention = "ok" if found else "not installed: attention uses torch's scaled_dot_product_attention"
