@@ -9,9 +9,14 @@ from automodel_data.__about__ import __version__
 
 _HOMES = {
     "ChatDataset": "automodel_data.llm.chat",
+    "ChatIterableDataset": "automodel_data.streaming",
     "ColumnMappedTextInstructionDataset": "automodel_data.llm.column_mapped",
+    "ColumnMappedTextInstructionIterableDataset": "automodel_data.streaming",
     "DataError": "automodel_data.errors",
     "HellaSwag": "automodel_data.llm.hellaswag",
+    "MegatronDataset": "automodel_data.llm.token_files",
+    "MixedDataset": "automodel_data.mixing",
+    "NanoGPTDataset": "automodel_data.llm.token_files",
     "PackedSequence": "automodel_data.packing",
     "TextPretrainDataset": "automodel_data.llm.pretrain",
     "build_dataloader": "automodel_data.loader",
@@ -21,6 +26,7 @@ _HOMES = {
     "default_collater": "automodel_data.collate.text",
     "make_squad_dataset": "automodel_data.llm.squad",
     "packed_collater": "automodel_data.collate.packed",
+    "refuse_leaking_packs": "automodel_data.probe",
 }
 
 __all__ = ["__version__", *_HOMES]

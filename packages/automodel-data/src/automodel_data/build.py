@@ -177,15 +177,16 @@ def _fit(policy: RowPolicy, report: EncodeReport, row: TokenRow) -> TokenRow | N
 
 
 def _reject(error: BadRow, place: tuple[str, int], policy: RowPolicy, report: EncodeReport) -> None:
-    record = BadRowRecord(*place, error.why, error.path)
+    name, line = place
+    record = BadRowRecord(name, line - 1, error.why, error.path)
     if policy.on_bad == "fail":
         hint = f" {error.hint}" if error.hint else ""
         raise DataError(f"{record}.{hint} Repair the row, or set on_bad='skip' to leave such rows out and report them.")
-    report.num_bad += 1
-    if not report.first_hint:
-        report.first_hint = error.hint
+    report.first_hint = report.first_hint or error.hint
     if len(report.bad_rows) < _MAX_RECORDS:
         report.bad_rows.append(record)
+    else:
+        report.num_bad_unlisted += 1
 
 
 def check_report(

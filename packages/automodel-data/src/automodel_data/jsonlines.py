@@ -49,6 +49,10 @@ class JsonLines:
         """File and 1-based line of a row."""
         return self.name, int(self._lines[index])
 
+    def line(self, index: int) -> int:
+        """1-based line number of a row."""
+        return int(self._lines[index])
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_map": None}  # worker processes map the file themselves
 

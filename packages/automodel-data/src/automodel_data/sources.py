@@ -46,7 +46,7 @@ def open_source(path_or_dataset_id: Any, *, split: str = "train", name: str | No
     if isinstance(given, (list, tuple)) and given and all(isinstance(part, (str, Path)) for part in given):
         return _joined([open_source(part, split=split, name=name) for part in given])
     if not isinstance(given, (str, Path)):
-        return TableRows(given, name=type(given).__name__)
+        return HubRows(given, name=type(given).__name__)
     text = str(given)
     if "://" in text:
         return _joined([open_file(path, name=url) for url, path in _fetched(text)])
@@ -57,7 +57,7 @@ def open_source(path_or_dataset_id: Any, *, split: str = "train", name: str | No
         return _joined([open_file(Path(found)) for found in sorted(glob(text, recursive=True))] or _nothing(text))
     if path.exists() or _kind(path) in _SUFFIXES:
         return open_file(path)
-    return TableRows(_load_hub(text, split=split, name=name), name=text)
+    return HubRows(_load_hub(text, split=split, name=name), name=text)
 
 
 def open_file(path: Path, *, name: str | None = None) -> Any:
@@ -68,16 +68,16 @@ def open_file(path: Path, *, name: str | None = None) -> Any:
     plain = path if path.suffix not in (*_COMPRESSED, ".zst") else _decompressed(path)
     if kind in (".jsonl", ".ndjson", ".json"):
         if kind == ".json" and _first_byte(plain) == b"[":
-            return TableRows(_json_array(plain, shown), name=shown, path=plain)
+            return HubRows(_json_array(plain, shown), name=shown, path=plain)
         return JsonLines(plain, name=shown)
     if kind == ".txt":
         return TextDocuments(plain, name=shown)
     if kind in _TABLES:
-        return TableRows(_load_table(plain, kind, shown), name=shown, path=plain)
+        return HubRows(_load_table(plain, kind, shown), name=shown, path=plain)
     raise DataError(f"{shown} is of an unknown kind. Known: {', '.join(_SUFFIXES)}. Rename or convert it.")
 
 
-class TableRows:
+class HubRows:
     """Rows of a ``datasets.Dataset`` or any sequence of dicts."""
 
     def __init__(self, rows: Any, *, name: str, path: Path | None = None) -> None:
@@ -96,6 +96,10 @@ class TableRows:
 
     def place(self, index: int) -> tuple[str, int]:
         return self.name, index + 1
+
+    def line(self, index: int) -> int:
+        """1-based row number."""
+        return index + 1
 
     def fingerprint(self) -> str | None:
         if self._path is not None:
@@ -130,6 +134,10 @@ class TextDocuments:
         """File and 1-based number of the document."""
         return self.name, index + 1
 
+    def line(self, index: int) -> int:
+        """1-based document number."""
+        return index + 1
+
     def fingerprint(self) -> str:
         return hashlib.sha256("\0".join(self._documents).encode()).hexdigest()
 
@@ -156,6 +164,10 @@ class JoinedRows:
     def place(self, index: int) -> tuple[str, int]:
         part, row = self._locate(index)
         return part.place(row)
+
+    def line(self, index: int) -> int:
+        """1-based line or row number in its own file."""
+        return self.place(index)[1]
 
     def fingerprint(self) -> str | None:
         prints = [source_fingerprint(part) for part in self.parts]
@@ -201,7 +213,7 @@ def _open_directory(path: Path, *, split: str) -> Any:
     if (path / "dataset_info.json").is_file() and (path / "state.json").is_file():
         from datasets import load_from_disk
 
-        return TableRows(load_from_disk(str(path)), name=str(path))
+        return HubRows(load_from_disk(str(path)), name=str(path))
     files = sorted(p for p in path.rglob("*") if p.is_file() and _kind(p) in _SUFFIXES and p.name[0] != ".")
     chosen = [p for p in files if split in str(p.relative_to(path))] or (files if split == "train" else [])
     if not chosen:

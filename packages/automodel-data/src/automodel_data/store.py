@@ -22,11 +22,16 @@ class BadRowRecord:
     """Why one row was left out."""
 
     source: str
-    line: int
-    """Line, row or document number in the source, from 1."""
+    row: int
+    """Line, row or document in the source, from 0."""
     why: str
     path: str = ""
     """Where in the row, as a JSON pointer."""
+
+    @property
+    def line(self) -> int:
+        """The same from 1, as editors count."""
+        return self.row + 1
 
     def __str__(self) -> str:
         # Reasons may quote the row: control characters must not reach a terminal.
@@ -40,7 +45,8 @@ class EncodeReport:
 
     num_rows: int = 0
     num_kept: int = 0
-    num_bad: int = 0
+    num_bad_unlisted: int = 0
+    """Bad rows beyond those that ``bad_rows`` lists."""
     num_truncated: int = 0
     num_too_long: int = 0
     """Rows dropped because they exceed ``seq_length``."""
@@ -49,6 +55,10 @@ class EncodeReport:
     num_tokens_cut: int = 0
     first_hint: str = ""
     bad_rows: list[BadRowRecord] = field(default_factory=list)
+
+    @property
+    def num_bad(self) -> int:
+        return len(self.bad_rows) + self.num_bad_unlisted
 
     def reasons(self) -> dict[str, int]:
         """Bad rows by reason, most frequent first."""
@@ -63,8 +73,8 @@ class EncodeReport:
         self.bad_rows += other.bad_rows
 
     def write_bad_rows(self, path: str | Path) -> None:
-        """One JSON object per bad row: ``source``, ``line``, ``why``, ``path``."""
-        lines = [json.dumps(asdict(record)) + "\n" for record in self.bad_rows]
+        """One JSON object per bad row: ``source``, ``row`` (from 0), ``line`` (from 1), ``why``, ``path``."""
+        lines = [json.dumps({**asdict(record), "line": record.line}) + "\n" for record in self.bad_rows]
         Path(path).write_text("".join(lines), encoding="utf-8")
 
 
@@ -126,8 +136,12 @@ def read_tables(directory: Path) -> tuple[Any, EncodeReport]:
 
     counts = json.loads((directory / "report.json").read_text(encoding="utf-8"))
     lines = (directory / "bad_rows.jsonl").read_text(encoding="utf-8").splitlines()
-    report = EncodeReport(**counts, bad_rows=[BadRowRecord(**json.loads(line)) for line in lines])
+    report = EncodeReport(**counts, bad_rows=[_record(json.loads(line)) for line in lines])
     return Dataset.from_file(str(directory / "tokens.arrow")).with_format("numpy"), report
+
+
+def _record(values: dict[str, Any]) -> BadRowRecord:
+    return BadRowRecord(values["source"], values["row"], values["why"], values["path"])
 
 
 def _schema() -> Any:

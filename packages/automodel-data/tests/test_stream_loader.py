@@ -1,0 +1,133 @@
+"""Streams keep the promises of the map-style loader: same windows on any world, each row once, exact resume."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import pytest
+
+from automodel_data import (
+    ChatDataset,
+    ChatIterableDataset,
+    ColumnMappedTextInstructionIterableDataset,
+    build_dataloader,
+)
+from automodel_data.collate import default_collater
+from automodel_data.errors import DataError
+from automodel_data.fingerprint import stream_hash
+
+
+@pytest.fixture
+def path(tmp_path):
+    lines = [
+        json.dumps({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": f"a {i}"}]})
+        for i in range(61)
+    ]
+    lines[5] = lines[40] = "{broken"
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    return str(tmp_path / "a.jsonl")
+
+
+GOOD = [i for i in range(61) if i not in (5, 40)]
+
+
+def loaders(path, tokenizer, world, *, lbs=2, **options):
+    return [
+        build_dataloader(
+            ChatIterableDataset(path, tokenizer),
+            collate_fn=default_collater,
+            global_batch_size=8,
+            local_batch_size=lbs,
+            dp_rank=rank,
+            dp_size=world,
+            seed=3,
+            shuffle_block=20,
+            **options,
+        )
+        for rank in range(world)
+    ]
+
+
+def ids(batch) -> list[int]:
+    return [i for i in batch["sample_ids"].tolist() if i >= 0]
+
+
+def windows(ranks) -> list[list[int]]:
+    per_rank = [list(loader) for loader in ranks]
+    assert len({len(batches) for batches in per_rank}) == 1
+    size = 8 // (len(ranks) * ranks[0].plan.local_batch_size)
+    starts = range(0, len(per_rank[0]), size)
+    return [[i for batches in per_rank for batch in batches[s : s + size] for i in ids(batch)] for s in starts]
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_windows_do_not_depend_on_the_world(path, tokenizer, world):
+    alone = windows(loaders(path, tokenizer, 1))
+    assert sorted(i for window in alone for i in window) == GOOD
+    assert alone[0] != sorted(alone[0])
+    ranks = loaders(path, tokenizer, world)
+    assert windows(ranks) == alone
+    second = windows(ranks)
+    assert sorted(i for window in second for i in window) == GOOD
+    assert second != alone
+
+
+@pytest.mark.parametrize("stop", [0, 1, 3, 4, 9, 10, 27, 28])
+@pytest.mark.parametrize(("before", "after"), [(1, 1), (2, 1), (1, 4)])
+def test_resume_by_seeking(path, tokenizer, stop, before, after):
+    reference = loaders(path, tokenizer, 1)
+    epochs = [windows(reference), windows(reference)]
+    stopped = loaders(path, tokenizer, before)[0]
+    taken = len(list(itertools.islice(stopped, stop // before)))
+    state = json.loads(json.dumps(stopped.state_dict()))
+    resumed = loaders(path, tokenizer, after)
+    for loader in resumed:
+        loader.load_state_dict(state)
+    done = taken // (4 // before)
+    assert (state["epoch"], state["cursor"]) == (0, done * 8)
+    assert epochs[0][:done] + windows(resumed) == epochs[0]
+    assert windows(resumed) == epochs[1]
+
+
+def test_the_end_of_an_epoch_is_the_start_of_the_next(path, tokenizer):
+    loader = loaders(path, tokenizer, 1)[0]
+    for _ in loader:
+        state = loader.state_dict()
+    assert (state["epoch"], state["cursor"]) == (1, 0)
+
+
+def test_unshuffled_stream_gives_the_batches_of_the_map_style_dataset(path, tokenizer):
+    mapped = ChatDataset(path, tokenizer, max_bad_fraction=0.1)
+    options = {"collate_fn": default_collater, "global_batch_size": 8, "local_batch_size": 2, "shuffle": False}
+    streamed = list(build_dataloader(ChatIterableDataset(path, tokenizer), **options))
+    for one, other in zip(streamed, build_dataloader(mapped, **options), strict=True):
+        assert one["input_ids"].tolist() == other["input_ids"].tolist()
+        assert one["labels"].tolist() == other["labels"].tolist()
+
+
+def test_column_mapped_stream_equals_its_map_style_twin(tmp_path, tokenizer):
+    from automodel_data import ColumnMappedTextInstructionDataset
+
+    rows = [{"q": f"What is {i}?", "a": i} for i in range(20)]
+    mapping = {"question": "q", "answer": "a"}
+    mapped = ColumnMappedTextInstructionDataset(rows, mapping, tokenizer)
+    streamed = ColumnMappedTextInstructionIterableDataset(rows, mapping, tokenizer)
+    assert stream_hash(streamed) == stream_hash(mapped[i] for i in range(20))
+
+
+def test_misuse_says_what_to_do(path, tokenizer, tmp_path):
+    with pytest.raises(DataError, match="num_workers=0"):
+        loaders(path, tokenizer, 1, num_workers=2)
+    state = loaders(path, tokenizer, 1)[0].state_dict()
+    with pytest.raises(DataError, match="shuffle_block=20 but"):
+        build_dataloader(
+            ChatIterableDataset(path, tokenizer),
+            collate_fn=default_collater,
+            global_batch_size=8,
+            local_batch_size=2,
+            seed=3,
+        ).load_state_dict(state)
+    (tmp_path / "bad.jsonl").write_text('{"x": 1}\n')
+    with pytest.raises(DataError, match=r"no row of .* can be trained on"):
+        list(loaders(str(tmp_path / "bad.jsonl"), tokenizer, 1)[0])
