@@ -76,7 +76,6 @@ class StoreCoordinator:
         self.store, self.rank, self.world_size = store, rank, world_size
         self.deadline_s, self.prefix = deadline_s, prefix
         self._ballots = 0
-        self._old_keys: list[str] = []
 
     def ballot(
         self,
@@ -96,6 +95,8 @@ class StoreCoordinator:
             else:
                 self._post(f"{base}/{self.rank}", {"title": title, **outcome})
                 verdict = self._wait(f"{base}/verdict", 2 * self.deadline_s)
+            if verdict is not None:
+                self._part(base)
         except _STORE_ERRORS as error:
             raise failure(f"{title}: rank {self.rank} lost the store of the process group: {error}") from error
         if verdict is None:
@@ -104,7 +105,6 @@ class StoreCoordinator:
             )
         if "error" in verdict:
             raise getattr(errors, verdict["kind"], failure)(verdict["error"]) from cause
-        self._forget(base)
         return verdict["value"]
 
     def _collect(self, title: str, base: str, own: dict, combine: Callable) -> dict:
@@ -134,7 +134,6 @@ class StoreCoordinator:
 
     def _post(self, key: str, value: dict) -> None:
         self.store.set(key, json.dumps(value))
-        self._old_keys.append(key)
 
     def _wait(self, key: str, timeout_s: float) -> Any:
         """The value under ``key``, or None at the deadline."""
@@ -146,14 +145,21 @@ class StoreCoordinator:
             pause = min(pause * 1.5, 0.05)
         return json.loads(self.store.get(key))
 
-    def _forget(self, base: str) -> None:
-        """Delete own keys of earlier ballots: a good verdict shows that everybody has read them."""
-        keep = [key for key in self._old_keys if key.startswith(base)]
-        for key in self._old_keys:
-            if key not in keep:
-                self.store.delete_key(key)
-        self._old_keys = keep
+    def _part(self, base: str) -> None:
+        """End a ballot: rank 0, in whose process the store lives, stays until every rank has read the verdict."""
+        count = self.store.add(f"{base}/read", 1)
+        if self.rank:
+            return
+        end = time.monotonic() + min(self.deadline_s, _PARTING_S)
+        while count < self.world_size and time.monotonic() < end:
+            time.sleep(0.0005)
+            count = self.store.add(f"{base}/read", 0)
+        if count == self.world_size:
+            for key in ("verdict", "read", *map(str, range(1, self.world_size))):
+                self.store.delete_key(f"{base}/{key}")
 
+
+_PARTING_S = 10.0
 
 # TCPStore reports a lost server as DistNetworkError and a timeout as DistStoreError: both are RuntimeErrors.
 _STORE_ERRORS = (RuntimeError, ConnectionError)

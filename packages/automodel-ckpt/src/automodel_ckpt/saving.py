@@ -76,7 +76,7 @@ def save(
         sections.update(capture(state, rank=coordinator.rank, keep=filter, trainable_only=trainable_only))
         return offer(sections, step, rank=coordinator.rank)
 
-    plan = coordinator.ballot(f"plan of step {step}", collect, assign)
+    plan = coordinator.ballot("plan of a save", collect, assign)
     return save_captured(
         root,
         sections,
