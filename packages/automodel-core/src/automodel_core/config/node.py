@@ -8,6 +8,7 @@ from typing import Any
 from automodel_core.config.errors import ConfigError, Problem
 from automodel_core.config.packages import is_package_path, resolve_package_path
 from automodel_core.config.policy import Policy
+from automodel_core.config.scalars import parse_plain
 from automodel_core.config.secret import MASK, Secret
 from automodel_core.config.suggest import did_you_mean
 from automodel_core.config.tree import Leaf, Sequence, Source, Table, Tree, find, join
@@ -110,6 +111,12 @@ class ConfigNode(Mapping[str, Any]):
         """
         return {key: _plain(entry.value, join(self._path, key), raw=raw) for key, entry in self._tree.entries.items()}
 
+    def to_yaml(self) -> str:
+        """The form to save (see ``raw`` of :meth:`to_dict`); loaded again it gives the same values."""
+        from automodel_core.config.dump import to_yaml
+
+        return to_yaml(_raw(self._tree))
+
     def target(self) -> Any:
         """The class or function that ``_target_`` names, without calling it.
 
@@ -149,6 +156,20 @@ def _plain(tree: Tree, path: str, *, raw: bool) -> Any:
     if raw:
         return tree.raw if tree.raw is not None else MASK if isinstance(tree.value, Secret) else tree.value
     return _located(tree, path)
+
+
+def _raw(tree: Tree) -> Any:
+    """As ``_plain(raw=True)``, with quotes kept where they make a reference text."""
+    from automodel_core.config.dump import Quoted
+
+    if isinstance(tree, Table):
+        return {key: _raw(entry.value) for key, entry in tree.entries.items()}
+    if isinstance(tree, Sequence):
+        return [_raw(item) for item in tree.items]
+    if tree.raw is None:
+        return tree.value
+    is_text = isinstance(tree.value, str) and not isinstance(parse_plain(tree.value), str)
+    return Quoted(tree.raw) if is_text and not isinstance(tree.value, Secret) else tree.raw
 
 
 def _located(leaf: Leaf, path: str) -> Any:

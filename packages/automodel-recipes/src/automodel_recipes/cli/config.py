@@ -43,20 +43,9 @@ def show(
     elif as_json:
         click.echo(json.dumps(to_plain(node.tree)))
     else:
+        from automodel_core.config.dump import to_yaml
+
         click.echo(to_yaml(to_plain(node.tree)), nl=False)
-
-
-def to_yaml(values: dict[str, Any]) -> str:
-    """Plain values as YAML, in their order; secrets as ``***``."""
-    import yaml
-
-    from automodel_core.config import Secret
-
-    class Dumper(yaml.SafeDumper):
-        """Knows secrets."""
-
-    Dumper.add_representer(Secret, lambda dumper, secret: dumper.represent_str(str(secret)))
-    return yaml.dump(values, Dumper=Dumper, sort_keys=False, allow_unicode=True)
 
 
 def _print_rows(rows: list[Any], *, as_json: bool) -> None:
