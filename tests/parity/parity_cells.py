@@ -21,12 +21,16 @@ LAYOUTS: dict[int, dict[str, dict[str, Any]]] = {
         "TP+SP": {"tp_size": 2, "sequence_parallel": True},
         "CP": {"cp_size": 2},
         "CP+packed": {"cp_size": 2},
+        "PP": {"pp_size": 2},
+        "PP interleaved": {"pp_size": 2, "pp_schedule": "interleaved1f1b", "stages_per_rank": 2},
     },
     4: {
         "HSDP": {"dp_replicate_size": 2},
         "FSDP2xTP": {"tp_size": 2},
         "FSDP2xTP+SP": {"tp_size": 2, "sequence_parallel": True},
         "FSDP2xCP": {"cp_size": 2},
+        "FSDP2xPP": {"pp_size": 2},
+        "TPxPP": {"tp_size": 2, "pp_size": 2},
     },
 }
 """Settings of each layout by world size; the strategy is fsdp2 unless it says otherwise."""

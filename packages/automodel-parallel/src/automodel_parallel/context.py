@@ -95,6 +95,7 @@ class ParallelContext:
             max_norm,
             world_size=self.world_size,
             pp_size=self.dims.pp,
+            copies=self.pipeline.tied_parameters() if self.pipeline is not None else None,
             device=self.device,
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,8 +19,11 @@ from automodel_parallel.context import ParallelContext
 from automodel_parallel.context_parallel import ContextParallelState, apply_context_parallel, shard_sequence
 from automodel_parallel.init import DistInfo, ensure_process_group
 from automodel_parallel.mesh import Meshes, ParallelDims
+from automodel_parallel.pipeline import SCHEDULES, Pipeline
+from automodel_parallel.pipeline_split import StageRange, prune, stage_ranges
 from automodel_parallel.report import ParallelReport
 from automodel_parallel.tp import apply_tensor_parallel
+from automodel_parallel.tp.plans import decoder_path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +60,14 @@ class FSDP2Manager:
     """Context ranks: each holds a part of every sequence."""
     cp_load_balanced: bool = True
     """Each context rank gets an early and a late chunk, so that causal attention costs the same everywhere."""
+    pp_size: int | str | None = None
+    """Pipeline stages (ranks): each holds a part of the layers. A step's micro-batches flow through them."""
+    pp_schedule: str = "1f1b"
+    """``1f1b``, ``gpipe``, or ``interleaved1f1b`` with ``stages_per_rank`` of 2 or more."""
+    stages_per_rank: int = 1
+    """Stages of each pipeline rank, taken in turns: a smaller bubble for more communication."""
+    layers_per_stage: Sequence[int] | None = None
+    """Decoder layers of each stage; None: as even as can be."""
     activation_checkpointing: bool | str | Mapping[str, Any] | ActivationCheckpointing | None = None
     """``true`` or ``full``, ``selective``, or a mapping; see ``ActivationCheckpointing``."""
     compile: bool | Mapping[str, Any] | CompileConfig | None = None
@@ -73,6 +84,7 @@ class FSDP2Manager:
             dp_replicate_size=self.dp_replicate_size,
             tp_size=self.tp_size,
             cp_size=self.cp_size,
+            pp_size=self.pp_size,
         )
         self._check(dims)
         ensure_process_group(info)
@@ -85,6 +97,22 @@ class FSDP2Manager:
         for name in ("sequence_parallel", "loss_parallel", "tp_plan"):
             if getattr(self, name) and dims.tp == 1:
                 raise ValueError(f"{name} without tensor ranks: set tp_size to 2 or more, or remove {name}.")
+        self._check_pipeline(dims)
+
+    def _check_pipeline(self, dims: ParallelDims) -> None:
+        if self.pp_schedule not in SCHEDULES:
+            names = ", ".join(SCHEDULES)
+            raise ValueError(f"pp_schedule={self.pp_schedule!r}: it must be one of {names}. Change it.")
+        if (self.stages_per_rank > 1) != (self.pp_schedule == "interleaved1f1b"):
+            raise ValueError(
+                f"stages_per_rank={self.stages_per_rank} with pp_schedule={self.pp_schedule!r}: several stages per "
+                "rank and interleaved1f1b belong together. Change one of them."
+            )
+        if dims.pp > 1 and (dims.cp > 1 or self.sequence_parallel or self.loss_parallel):
+            raise ValueError(
+                f"pp_size={dims.pp} with cp_size={dims.cp}, sequence_parallel={self.sequence_parallel}, loss_parallel="
+                f"{self.loss_parallel}: a pipeline combines with data and tensor ranks. Set the others to 1 or false."
+            )
 
 
 class FSDP2Context(ParallelContext):
@@ -114,6 +142,7 @@ class FSDP2Context(ParallelContext):
                 loss_parallel=manager.loss_parallel,
                 report=report,
             )
+        ranges = self._prune_to_stages(model, report) if self.dims.pp > 1 else []
         if self._sequence is not None:
             apply_context_parallel(model, self._sequence, report=report)
         compiler = CompileConfig.parse(manager.compile)
@@ -121,7 +150,34 @@ class FSDP2Context(ParallelContext):
         apply_activation_checkpointing(model, checkpointing, compiled=compiler.enabled, report=report)
         compile_blocks(model, compiler, report=report)
         apply_fsdp2(model, self.meshes.shard, manager=self.manager, report=report)
-        return self._to_device(model), report
+        model = self._to_device(model)
+        if ranges:
+            self.pipeline = self._build_pipeline(model, ranges)
+        return model, report
+
+    def _prune_to_stages(self, model: nn.Module, report: ParallelReport) -> list[StageRange]:
+        manager, rank = self.manager, self.meshes.axes["pp"].get_local_rank()
+        num_stages = self.dims.pp * manager.stages_per_rank
+        layers = model.get_submodule(decoder_path(model)).layers
+        split = list(manager.layers_per_stage) if manager.layers_per_stage is not None else None
+        ranges = stage_ranges(len(layers), num_stages, split)
+        mine = [where for where in ranges if where.index % self.dims.pp == rank]
+        prune(model, mine)
+        parts = ", ".join(f"{where.start}-{where.end - 1}" for where in ranges)
+        report.add(f"pipeline: {num_stages} stages with layers {parts}, schedule {manager.pp_schedule}")
+        return mine
+
+    def _build_pipeline(self, model: nn.Module, ranges: list[StageRange]) -> Pipeline:
+        param_dtype = parse_mp_policy(self.manager.mp_policy).param_dtype
+        return Pipeline(
+            model,
+            ranges,
+            num_stages=self.dims.pp * self.manager.stages_per_rank,
+            group=self.meshes.axes["pp"].get_group(),
+            device=self.device,
+            schedule=self.manager.pp_schedule,
+            dtype=param_dtype or next(model.parameters()).dtype,
+        )
 
     def shard_sequence(self, batch: dict[str, Any]) -> dict[str, Any]:
         """This rank's part of each sequence; see ``context_parallel.shard_sequence``."""

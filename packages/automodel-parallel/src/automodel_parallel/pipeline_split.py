@@ -1,0 +1,165 @@
+"""Split a Hugging Face model into pipeline stages that keep its own forward, and its parameters' names.
+
+A stage is the whole model with most of its parts taken out. While it runs, blocks of other stages are stand-ins that
+pass hidden states on, so layer numbers (which select masks and windows) stay right; what came from the stage before is
+put in at the first own block, and what goes to the next is taken out behind the last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from automodel_parallel.tp.plans import decoder_path
+
+_FEEDS_LATER_STAGES = ("attention_mask", "position_ids")
+"""Model inputs that every stage needs; the others only make the first hidden states."""
+
+
+@dataclass(frozen=True)
+class StageRange:
+    """Decoder layers ``start`` to ``end - 1`` of ``num_layers``."""
+
+    index: int
+    start: int
+    end: int
+    num_layers: int
+
+    @property
+    def is_first(self) -> bool:
+        return self.start == 0
+
+    @property
+    def is_last(self) -> bool:
+        return self.end == self.num_layers
+
+
+def stage_ranges(num_layers: int, num_stages: int, layers_per_stage: list[int] | None = None) -> list[StageRange]:
+    """Contiguous ranges; without ``layers_per_stage`` as even as can be, the first ones longer.
+
+    Raises: ValueError: a stage would be empty, or the given lengths do not add up.
+    """
+    if layers_per_stage is None:
+        if num_layers < num_stages:
+            raise ValueError(
+                f"{num_stages} pipeline stages for {num_layers} layers: a stage would be empty. Use at most "
+                f"{num_layers} stages (pp_size times stages_per_rank)."
+            )
+        layers_per_stage = [num_layers // num_stages + (i < num_layers % num_stages) for i in range(num_stages)]
+    if len(layers_per_stage) != num_stages or sum(layers_per_stage) != num_layers or min(layers_per_stage) < 1:
+        raise ValueError(
+            f"layers_per_stage={layers_per_stage} for {num_stages} stages and {num_layers} layers: give {num_stages} "
+            f"numbers >= 1 whose sum is {num_layers}."
+        )
+    starts = [sum(layers_per_stage[:i]) for i in range(num_stages)]
+    return [StageRange(i, start, start + n, num_layers) for i, (start, n) in enumerate(zip(starts, layers_per_stage))]
+
+
+class Stage(nn.Module):
+    """One stage over a model that may hold several: ``forward`` runs its layers with the model's own forward."""
+
+    def __init__(self, model: nn.Module, where: StageRange) -> None:
+        super().__init__()
+        # Plain attributes: a stage owns no parameter, the model does.
+        self.__dict__["model"] = model
+        self.__dict__["decoder"] = model.get_submodule(decoder_path(model))
+        self.where = where
+        self._inject, self._capture = _Inject(), _Capture()
+        own = dict(self.decoder.layers._modules)
+        stand_ins: dict[int, nn.Module] = {where.start - 1: self._inject, where.end: self._capture}
+        layers = [
+            own[str(i)] if where.start <= i < where.end else stand_ins.get(i, _Pass()) for i in range(where.num_layers)
+        ]
+        self.__dict__["layers"] = nn.ModuleList(layers)
+
+    def run(self, hidden: Tensor, batch: dict[str, Tensor]) -> Tensor:
+        """Hidden states for the next stage, ``[B, T, H]``, or the last stage's logits.
+
+        Args:
+            hidden: what the stage before returned; unused on the first.
+            batch: the model's inputs, the same on every stage.
+        """
+        inputs = dict(batch)
+        if not self.where.is_first:
+            inputs = {key: batch[key] for key in _FEEDS_LATER_STAGES if key in batch} | {"inputs_embeds": hidden}
+            self._inject.hidden = hidden
+        with self._only_own_layers():
+            outputs = self.model(**inputs, use_cache=False)
+        if self.where.is_last:
+            return outputs.logits
+        hidden, self._capture.hidden = self._capture.hidden, None
+        return hidden.contiguous()
+
+    @contextmanager
+    def _only_own_layers(self) -> Iterator[None]:
+        decoder, swapped = self.decoder, {"layers": self.layers}
+        held = decoder._modules["layers"]
+        decoder._modules.update(swapped)
+        head = self.model.get_output_embeddings()
+        own_forward = head.__dict__.get("forward")
+        if not self.where.is_last:
+            head.forward = lambda hidden: hidden  # the next stage's work
+        try:
+            yield
+        finally:
+            decoder._modules["layers"] = held
+            if not self.where.is_last:
+                del head.forward
+                if own_forward is not None:
+                    head.forward = own_forward
+
+
+def prune(model: nn.Module, ranges: list[StageRange]) -> None:
+    """Take out, in place, the parts that none of this rank's stages runs. Names of what is left do not change."""
+    path = decoder_path(model)
+    decoder = model.get_submodule(path)
+    first, last = any(r.is_first for r in ranges), any(r.is_last for r in ranges)
+    tied = decoder.embed_tokens.weight is model.get_output_embeddings().weight
+    for index in list(decoder.layers._modules):
+        if not any(r.start <= int(index) < r.end for r in ranges):
+            del decoder.layers._modules[index]
+    if not first:
+        if not (tied and last):
+            decoder.embed_tokens = nn.Identity()
+        _drop_beside(model, path)
+    if not last:
+        for name, child in list(decoder.named_children()):
+            if name not in ("embed_tokens", "layers") and any(True for _ in child.parameters()):
+                setattr(decoder, name, nn.Identity())
+        model.set_output_embeddings(nn.Identity())
+
+
+def _drop_beside(model: nn.Module, path: str) -> None:
+    """Vision towers and projectors feed the first stage only."""
+    head = model.get_output_embeddings()
+    parent = model
+    for part in path.split("."):
+        for name, child in list(parent.named_children()):
+            if name != part and child is not head and any(True for _ in child.parameters()):
+                setattr(parent, name, nn.Identity())
+        parent = getattr(parent, part)
+
+
+class _Pass(nn.Module):
+    def forward(self, hidden_states: Tensor, *args: object, **kwargs: object) -> Tensor:
+        return hidden_states
+
+
+class _Inject(nn.Module):
+    hidden: Tensor | None = None
+
+    def forward(self, hidden_states: Tensor, *args: object, **kwargs: object) -> Tensor:
+        assert self.hidden is not None
+        hidden, self.hidden = self.hidden, None
+        return hidden
+
+
+class _Capture(nn.Module):
+    hidden: Tensor | None = None
+
+    def forward(self, hidden_states: Tensor, *args: object, **kwargs: object) -> Tensor:
+        self.hidden = hidden_states
+        return hidden_states
