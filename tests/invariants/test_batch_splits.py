@@ -1,8 +1,9 @@
 """How a global batch is split over micro-batches and processes changes nothing."""
 
 import pytest
-from comparing import weight_change_difference
 from safetensors.torch import load_file
+
+from comparing import weight_change_difference
 
 OPTIMIZERS = {
     "sgd": {"_target_": "torch.optim.SGD", "lr": 0.1},

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from automodel_core.loss import count_label_tokens, forward_loss, shift_labels
 from automodel_recipes.batches import Batch, to_device
 
 if TYPE_CHECKING:
@@ -51,9 +50,9 @@ def evaluate_loss(r: "BaseRecipe", batches: Iterable[Batch]) -> EvalMetrics:
     one = torch.ones((), dtype=torch.int64, device=r.device)
     with eval_mode(r.model):
         for batch in batches:
-            shifted = shift_labels(to_device(batch, r.device))
-            count += count_label_tokens([shifted])
-            loss = forward_loss(r.model, r.parallel.shard_sequence(shifted), r.loss_fn, one)
+            prepared = r.prepare(to_device(batch, r.device))
+            count += r.count_targets([prepared])
+            loss = r.forward_loss(r.parallel.shard_sequence(prepared), one)
             loss_sum += loss.detach().double().cpu()
     total = int(r.parallel.sum_over_data(count))
     on_device = loss_sum.float() if r.device.type == "mps" else loss_sum  # MPS has no float64

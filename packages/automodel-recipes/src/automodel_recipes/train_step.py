@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from automodel_core.loss import count_label_tokens, forward_loss, shift_labels
 from automodel_recipes.batches import Batch, mark_last, to_device
 
 if TYPE_CHECKING:
@@ -36,8 +35,8 @@ def train_step(r: "BaseRecipe", micro_batches: Sequence[Batch]) -> StepMetrics:
     Returns: the step's metrics, on the device.
     """
     # One denominator for the whole global batch, known before the first backward.
-    batches = [shift_labels(to_device(batch, r.device)) for batch in micro_batches]
-    num_label_tokens = r.parallel.sum_over_data(count_label_tokens(batches))
+    batches = [r.prepare(to_device(batch, r.device)) for batch in micro_batches]
+    num_label_tokens = r.parallel.sum_over_data(r.count_targets(batches))
 
     # Losses are sums / num_label_tokens and wrappers sum over ranks: nothing is rescaled.
     loss = torch.zeros((), device=r.device)
@@ -56,6 +55,6 @@ def train_step(r: "BaseRecipe", micro_batches: Sequence[Batch]) -> StepMetrics:
 
 def forward_backward(r: "BaseRecipe", batch: Batch, num_label_tokens: torch.Tensor) -> torch.Tensor:
     """Forward and backward of one micro-batch; returns the detached loss."""
-    loss = forward_loss(r.model, batch, r.loss_fn, num_label_tokens)
+    loss = r.forward_loss(batch, num_label_tokens)
     loss.backward()
     return loss.detach()
