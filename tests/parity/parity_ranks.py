@@ -29,18 +29,19 @@ def run_cells(
     """Yield each cell with what its ranks trained, or with the traceback of the rank that failed."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOAD)
-    results, port = context.Queue(), _free_port()
+    # A queue for each rank: one that is done early must not be taken for another.
+    queues, port = [context.Queue() for _ in range(world_size)], _free_port()
     ranks = [
-        context.Process(target=_rank_main, args=(rank, world_size, port, cells, results), daemon=True)
+        context.Process(target=_rank_main, args=(rank, world_size, port, cells, queues[rank]), daemon=True)
         for rank in range(world_size)
     ]
     for process in ranks:
         process.start()
     try:
         for cell in cells:
-            answers = [pickle.loads(results.get(timeout=timeout_s)) for _ in ranks]
-            errors = [value for _, value in answers if isinstance(value, str)]
-            yield cell, errors[0] if errors else [value for _, value in sorted(answers, key=lambda a: a[0])]
+            answers = [pickle.loads(queue.get(timeout=timeout_s)) for queue in queues]
+            errors = [answer for answer in answers if isinstance(answer, str)]
+            yield cell, errors[0] if errors else answers
             if errors:  # the other ranks may wait in a collective: this group is of no further use
                 return
     finally:
@@ -64,9 +65,9 @@ def _rank_main(rank: int, world_size: int, port: int, cells: list[Cell], results
         for cell in cells:
             with mutated(cell.mutation):
                 run = train_parallel(cell, info)
-            results.put(_as_bytes((rank, run)))
+            results.put(_as_bytes(run))
     except BaseException:
-        results.put(_as_bytes((rank, traceback.format_exc())))
+        results.put(_as_bytes(traceback.format_exc()))
     finally:
         shutdown()
 
