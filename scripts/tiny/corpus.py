@@ -21,7 +21,6 @@ from tiny.lexicon import (
     TOWNS,
     VERBS,
     WEATHER,
-    article,
     count_noun,
 )
 
@@ -63,78 +62,122 @@ def random_record(rng):
             return {key: record_value(key, rng) for key in keys}
 
 
-def counted(rng):
-    """A counted, coloured thing, "four red hats" or "4 hats", as (phrase, count, colour, thing)."""
+def scene(rng):
+    """A few sentences with at most one word of each kind: (text, {kind: word})."""
+    name, town, day, place = rng.choice(PEOPLE), rng.choice(TOWNS), rng.choice(DAYS), rng.choice(PLACES)
     thing, count, color = rng.choice(list(THINGS)), rng.choice(list(NUMBERS)), rng.choice(COLORS)
+    animal, food, mood = rng.choice(ANIMALS), rng.choice(FOODS), rng.choice(FEELINGS)
     number = rng.choice([str(count), NUMBERS[count]])
-    return f"{number} {color} {count_noun(thing, count)}", count, color, thing
+    noun = count_noun(thing, count)
+    lines = [
+        (
+            rng.choice([f"{name} lives in {town}.", f"My name is {name}, from {town}.", f"{name} moved to {town}."]),
+            "who town",
+        ),
+        (f"There are {number} {noun} on the table." if count > 1 else f"There is {number} {noun} here.", "count thing"),
+        (rng.choice([f"The walls were {color}.", f"The sky is {color}.", f"Everything is {color} today."]), "color"),
+        (f"It is {day}.", "day"),
+        (rng.choice([f"A {animal} sat near the {place}.", f"The {animal} ran to the {place}."]), "animal place"),
+        (rng.choice([f"We had {food} for lunch.", f"The {food} is cold."]), "food"),
+        (f"It felt {mood}.", "mood"),
+    ]
+    picked = rng.sample(lines, rng.randint(2, 5))
+    answers = {
+        "who": name,
+        "town": town,
+        "count": str(count),
+        "thing": thing,
+        "color": color,
+        "day": day,
+        "animal": animal,
+        "place": place,
+        "food": food,
+        "mood": mood,
+    }
+    kinds = [kind for _, names in picked for kind in names.split()]
+    return " ".join(text for text, _ in picked), {kind: answers[kind] for kind in kinds}
 
 
 def story(rng):
-    """A few sentences about one person in one town, whose name, town and things come back."""
+    """A few sentences, told twice in another order."""
+    text, _ = scene(rng)
+    sentences = text.split(". ")
+    rng.shuffle(sentences)
+    return f"{text}\n{'. '.join(sentence.rstrip('.') for sentence in sentences)}."
+
+
+def talk(rng):
+    """What people say to each other: greetings, wishes, needs, addresses. Nothing is asked for by number and colour."""
     name, friend = rng.sample(PEOPLE, 2)
-    town, place, day = rng.choice(TOWNS), rng.choice(PLACES), rng.choice(DAYS)
-    phrase, _, color, thing = counted(rng)
-    noun = THINGS[thing]
+    town, day, thing = rng.choice(TOWNS), rng.choice(DAYS), rng.choice(list(THINGS))
     lines = [
-        f"{name} lives in {town}.",
-        f"On {day}, {name} went to the {place} in {town}.",
-        f"{name} {rng.choice(VERBS)} {phrase}.",
-        f'"I like {color} {noun}," said {name}.',
-        f"{friend} {rng.choice(VERBS)} the {noun} of {name}.",
-        f"It was {rng.choice(WEATHER)} in {town}, and {name} was {rng.choice(FEELINGS)}.",
-        f"{friend} gave {name} some {rng.choice(FOODS)} and {article(color)} {color} {thing}.",
-        f"{name} and {friend} saw a {rng.choice(ANIMALS)} near the {place}.",
-        f"My name is {name}. I come from {town}.",
-        f"Thank you, {friend}! Please say hello to {name}.",
+        f"Good morning, {name}! How are you?",
+        f"Hello, this is {name} from {town}. Can you hear me?",
+        f"Hi! I am {name}. Is {friend} here?",
+        f"I need some {rng.choice(FOODS)}, please.",
+        f"{name} would like to see the {rng.choice(PLACES)}.",
+        f"{name} is waiting for {friend} in {town}.",
+        f"My friend {name} moved to {town}, and wants to stay.",
+        f"We want to go to {town} on {day}. Could you call {friend}?",
+        f"The address of {name} is in {town}.",
+        f"A letter came to {name}, {town}: put it on the {rng.choice(['table', 'desk', 'chair'])}.",
+        f"The ship to {town} has left; {name} is on it.",
+        f"The {thing} is a gift for {friend}. Thank you!",
+        f"The {thing} was shipped to {town} and delivered to {name} on {day}.",
+        f"{name} has ordered {rng.choice(FOODS)}. Please get the {thing}.",
+        f"In {town}, {name} will send a {rng.choice(ANIMALS)} down the {rng.choice(PLACES)}.",
     ]
-    return " ".join(rng.sample(lines, rng.randint(3, 6)))
+    return " ".join(rng.sample(lines, rng.randint(2, 5)))
 
 
 def questions(rng):
-    """A short text, then questions that one of its words answers."""
-    name, friend = rng.sample(PEOPLE, 2)
-    town, other = rng.sample(TOWNS, 2)
-    phrase, count, color, thing = counted(rng)
-    noun = count_noun(thing, count)
-    facts = [f"{name} lives in {town}.", f"{friend} lives in {other}.", f"{name} {rng.choice(VERBS)} {phrase}."]
-    rng.shuffle(facts)
-    asked = [
-        (f"Who lives in {town}?", name),
-        (f"Where does {friend} live?", other),
-        (f"Where does {name} live?", town),
-        (f"What color: the {noun}?", color),
-        ("How many?", str(count)),
-        (f"What does {name} have?", noun),
-        ("One of them is called what?", thing),
-    ]
-    picked = rng.sample(asked, 2)
-    turns = [chat(" ".join([*facts, picked[0][0]]), picked[0][1]), chat(*picked[1])]
-    return "".join(turns)
+    """A scene, then its words one by one, by their kind."""
+    text, answers = scene(rng)
+    kinds = rng.sample(list(answers), min(4, len(answers)))
+    quoted = rng.random() < 0.5
+    wanted = [f'"{answers[kind]}"' if quoted else answers[kind] for kind in kinds]
+    ask = [f"Which {kind}?" if kind not in ("who", "count") else f"{kind}?" for kind in kinds]
+    first = chat(f"{text} {ask[0]}", wanted[0])
+    return first + "".join(chat(question, answer) for question, answer in zip(ask[1:], wanted[1:]))
 
 
-def repeat_after_me(rng):
-    """The user says random words; the assistant says them again, plainly, quoted, or as a JSON list."""
-    words = rng.sample(WORDS, rng.randint(2, 7))
-    plain = " ".join(words)
-    question, answer = rng.choice(
+def notes(rng):
+    """A scene as notes: one "kind: word" line each."""
+    text, answers = scene(rng)
+    kinds = rng.sample(list(answers), len(answers))
+    quote = rng.choice(["", '"'])
+    return f"{text}\n" + "\n".join(f"{kind}: {quote}{answers[kind]}{quote}" for kind in kinds)
+
+
+def echo(rng):
+    """Words that are said again at once: plainly, quoted, as JSON, or in turn with others."""
+    words = rng.sample(WORDS, rng.randint(2, 6))
+    few = words[: rng.randint(1, 3)]
+    return rng.choice(
         [
-            (f"Repeat: {plain}", plain),
-            (f"Quote: {plain}", f'"{plain}"'),
-            (f"List: {plain}", json.dumps(words)),
-            (f"First word: {plain}", words[0]),
-            (f"Last word: {plain}", words[-1]),
-            (f"Word after {words[0]}: {plain}", words[1]),
+            ", ".join(f"{word} {word}" for word in words),
+            ", ".join(f'{word} "{word}"' for word in words),
+            ", ".join(f'"{word}" {word}' for word in words),
+            json.dumps({word: word for word in words}),
+            " ".join(few * rng.randint(2, 5)),
+            json.dumps(few * rng.randint(2, 5)),
         ]
     )
-    return chat(question, answer)
 
 
-def word_run(rng):
-    """Random words, said twice: what a model learns to copy from."""
-    words = rng.sample(WORDS, rng.randint(4, 12))
-    line = " ".join(words)
-    return rng.choice([f"{line}. {line}.", f"{line}\n{json.dumps(words)}", f"{json.dumps(words)}\n{line}"])
+def word_list(rng):
+    """A few words of different kinds; then one is said again, by its kind."""
+    kinds = rng.sample(["animal", "city", "color", "day", "food", "item", "name", "place"], rng.randint(2, 5))
+    words = {kind: rng.choice(VALUES[kind]) for kind in kinds}
+    text = ", ".join(words.values())
+    again = rng.sample(kinds, len(kinds))
+    return rng.choice(
+        [
+            chat(f"Sort: {text}", " ".join(f"{kind} {words[kind]}" for kind in again)),
+            chat(f"Sort and quote: {text}", ", ".join(f'{kind} "{words[kind]}"' for kind in again)),
+            chat(f"Repeat: {words[kinds[0]]}", words[kinds[0]]),
+        ]
+    )
 
 
 def records(rng):
@@ -176,7 +219,17 @@ def numbers(rng):
     return "\n".join(rng.sample(lines, 3))
 
 
-KINDS = ((story, 2), (questions, 4), (repeat_after_me, 3), (word_run, 3), (records, 2), (fields, 3), (numbers, 2))
+KINDS = (
+    (echo, 6),
+    (story, 1),
+    (talk, 1),
+    (questions, 4),
+    (notes, 6),
+    (word_list, 3),
+    (records, 1),
+    (fields, 2),
+    (numbers, 2),
+)
 
 
 def documents(seed, count):
