@@ -9,6 +9,7 @@ from automodel_ckpt.__about__ import __version__
 
 _HOMES = {
     "AlreadyExists": "errors",
+    "AsyncSaver": "async_save",
     "CheckpointError": "errors",
     "CheckpointNotFound": "errors",
     "CorruptCheckpoint": "errors",

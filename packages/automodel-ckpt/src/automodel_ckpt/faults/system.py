@@ -53,9 +53,15 @@ def fail_at(index: int, code: int = errno.ENOSPC) -> CountingSystem:
 
     def before(i: int, name: str, arguments: tuple) -> None:
         if i == index and name != "close":
-            raise OSError(code, os.strerror(code))
+            raise _error(code, arguments)
 
     return CountingSystem(before)
+
+
+def _error(code: int, arguments: tuple) -> OSError:
+    """The error as the system raises it: with the path, where the call was given one."""
+    path = arguments[0] if arguments and not isinstance(arguments[0], int) else None
+    return OSError(code, os.strerror(code), None if path is None else str(path))
 
 
 def fail_from(index: int, code: int = errno.ENOSPC) -> CountingSystem:
@@ -63,7 +69,7 @@ def fail_from(index: int, code: int = errno.ENOSPC) -> CountingSystem:
 
     def before(i: int, name: str, arguments: tuple) -> None:
         if i >= index and name in ("pwrite", "posix_fallocate", "fsync", "mkdir", "open"):
-            raise OSError(code, os.strerror(code))
+            raise _error(code, arguments)
 
     return CountingSystem(before)
 

@@ -1,0 +1,82 @@
+"""Read a checkpoint's tensors without a model: whole, or a range of rows at a time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from automodel_ckpt.boxes import Box, whole
+from automodel_ckpt.directory import Directory, check_sizes, locate, read_manifest
+from automodel_ckpt.dtypes import dtype_of
+from automodel_ckpt.errors import CheckpointNotFound
+from automodel_ckpt.loading import _read_tree
+from automodel_ckpt.manifest import Section, TensorRecord
+from automodel_ckpt.reader import read_file, targets_for
+from automodel_ckpt.tree import decode, tensor_names
+
+
+class Contents:
+    """What a checkpoint holds; every byte that is read is checked against its hash.
+
+    Args:
+        path: a checkpoint, or a directory of them: then the newest complete one.
+    """
+
+    def __init__(self, path: str | os.PathLike | Directory) -> None:
+        self.directory, self.name = locate(path)
+        self.manifest = read_manifest(self.directory, self.name)
+        check_sizes(self.directory, self.name, self.manifest)
+
+    def section(self, name: str) -> Section:
+        """A section's records.
+
+        Raises: CheckpointNotFound: the checkpoint has no such section.
+        """
+        if name not in self.manifest.sections:
+            have = ", ".join(sorted(self.manifest.sections))
+            raise CheckpointNotFound(f"{self.directory.path(self.name)} has no section {name!r}; it has {have}.")
+        return self.manifest.sections[name]
+
+    def tensor(self, section: str, name: str) -> Tensor:
+        """A whole tensor on the CPU; tied names give the tensor that stands for them."""
+        stored = self.section(section)
+        record = stored.tensors[stored.aliases.get(name, name)]
+        return self._fill(stored.aliases.get(name, name), record, whole(record.shape))
+
+    def tensors(self, section: str) -> dict[str, Tensor]:
+        """All tensors of a section, tied names included."""
+        stored = self.section(section)
+        loaded = {name: self.tensor(section, name) for name in stored.tensors}
+        return {**loaded, **{alias: loaded[name] for alias, name in stored.aliases.items()}}
+
+    def rows(self, section: str, name: str, *, limit_bytes: int = 1 << 24) -> Iterator[Tensor]:
+        """A tensor in ranges along its first dimension, each of at most ``limit_bytes`` (or one row)."""
+        record = self.section(section).tensors[name]
+        if not record.shape:
+            yield self.tensor(section, name)
+            return
+        row_bytes = max(1, Box((), record.shape[1:]).numel * dtype_of(record.dtype).itemsize)
+        step = max(1, limit_bytes // row_bytes)
+        for low in range(0, record.shape[0], step):
+            shape = (min(step, record.shape[0] - low), *record.shape[1:])
+            yield self._fill(name, record, Box((low, *(0 for _ in shape[1:])), shape))
+
+    def _fill(self, name: str, record: TensorRecord, box: Box) -> Tensor:
+        tensor = torch.empty(box.shape, dtype=dtype_of(record.dtype))
+        for file, targets in targets_for(name, record, box, tensor).items():
+            path = f"{self.name}/{file}"
+            read_file(self.directory, path, self.manifest.files[file], targets, hashed=True)
+        return tensor
+
+    def state(self, section: str, rank: int = 0) -> Any:
+        """A section of plain state, decoded (of per-rank state, that of ``rank``)."""
+        stored = self.section(section)
+        key = "" if "" in stored.tree else str(rank)
+        if key not in stored.tree:
+            raise CheckpointNotFound(f"section {section!r} has no plain state for rank {rank}.")
+        tree = _read_tree(self.directory, self.name, self.manifest, stored.tree[key])
+        return decode(tree, {name: self.tensor(section, name) for name in tensor_names(tree)})
