@@ -64,7 +64,7 @@ def load_audio(ref: Any, limits: MediaLimits) -> Sound:
 
 
 def _pcm(file: wave.Wave_read) -> np.ndarray:
-    kinds = {1: np.uint8, 2: np.dtype("<i2"), 4: np.dtype("<i4")}
+    kinds: dict[int, Any] = {1: np.uint8, 2: np.dtype("<i2"), 4: np.dtype("<i4")}
     width, data = file.getsampwidth(), file.readframes(file.getnframes())
     if width not in kinds:
         raise BadRow(f"WAV with {8 * width} bits a sample", hint="8, 16 and 32 are read.")

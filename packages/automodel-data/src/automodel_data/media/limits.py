@@ -33,7 +33,9 @@ class MediaLimits:
     def __post_init__(self) -> None:
         for name in ("max_bytes", "max_pixels", "max_side", "max_frames", "max_seconds"):
             if getattr(self, name) <= 0:
-                raise DataError(f"media.{name}={getattr(self, name)}: it must be above 0. Leave it out for the default.")
+                raise DataError(
+                    f"media.{name}={getattr(self, name)}: it must be above 0. Leave it out for the default."
+                )
         if self.pixel_budget is not None and self.pixel_budget < 1:
             raise DataError(f"media.pixel_budget={self.pixel_budget}: at least 1 pixel is needed. Or leave it out.")
 

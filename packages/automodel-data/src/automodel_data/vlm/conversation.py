@@ -59,7 +59,8 @@ def _has_parts(messages: Sequence[Any]) -> bool:
 
 
 def _from_parts(messages: Sequence[Any]) -> tuple[list[Any], list[Media]]:
-    flat, media = [], []
+    flat: list[Any] = []
+    media: list[Media] = []
     for i, message in enumerate(messages):
         content = message.get("content") if isinstance(message, Mapping) else None
         if isinstance(content, str):

@@ -91,9 +91,7 @@ class FamilyAdapter:
         rendered = self.expand(self.render(conversation, mask=mask), conversation, sizes)
         return self._checked(self.encoder.encode([rendered])[0], conversation, sizes)
 
-    def expand(
-        self, rendered: Rendered, conversation: MediaConversation, sizes: Sequence[tuple[int, int]]
-    ) -> Rendered:
+    def expand(self, rendered: Rendered, conversation: MediaConversation, sizes: Sequence[tuple[int, int]]) -> Rendered:
         """The rendered text with each placeholder replaced by its expansion, spans moved along."""
         found = self._find_placeholders(rendered.text, conversation)
         count = len(conversation.media)
@@ -119,9 +117,7 @@ class FamilyAdapter:
             raise BadRow(f"{type(self).__name__} takes no {min(strange)}")
         return [found[m.kind].pop(0) for m in conversation.media]
 
-    def _checked(
-        self, row: TokenRow, conversation: MediaConversation, sizes: Sequence[tuple[int, int]]
-    ) -> TokenRow:
+    def _checked(self, row: TokenRow, conversation: MediaConversation, sizes: Sequence[tuple[int, int]]) -> TokenRow:
         """Media tokens are never trained; a row without media must not hold any."""
         for kind in self.kinds:
             is_media = row.input_ids == self.media_token_id(kind)
@@ -138,8 +134,8 @@ class FamilyAdapter:
             placeholders = sum(i == token for i in ids)
             if placeholders != made.get(kind, 0):
                 raise DataError(
-                    f"sample {name}: {placeholders} {kind} tokens for {made.get(kind, 0)} {kind} features. The processor "
-                    "and its settings do not belong to each other; check patch size and image sequence length."
+                    f"sample {name}: {placeholders} {kind} tokens for {made.get(kind, 0)} {kind} features. The "
+                    "processor and its settings do not belong to each other; check patch size and image sequence length."
                 )
 
     def blank(self) -> tuple[list[int], Features]:

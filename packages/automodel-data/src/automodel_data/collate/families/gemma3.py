@@ -41,7 +41,7 @@ class Gemma3Adapter(FamilyAdapter):
         longer, shorter = max(width, height), min(width, height)
         if longer / shorter < options.pan_and_scan_min_ratio_to_activate:
             return 0
-        wanted = min(int(math.floor(longer / options.pan_and_scan_min_crop_size)), int(math.floor(longer / shorter + 0.5)))
+        wanted = min(math.floor(longer / options.pan_and_scan_min_crop_size), math.floor(longer / shorter + 0.5))
         crops = min(options.pan_and_scan_max_num_crops, max(2, wanted))
         if min(math.ceil(longer / crops), shorter) < options.pan_and_scan_min_crop_size:
             return 0

@@ -65,7 +65,9 @@ class LlavaNextAdapter(LlavaAdapter):
 
     def _tokens(self, height: int, width: int) -> int:
         side = self._side()
-        tiles_high, tiles_wide = _best_tiles(height, width, self.processor.image_processor.image_grid_pinpoints, self._pixels())
+        tiles_high, tiles_wide = _best_tiles(
+            height, width, self.processor.image_processor.image_grid_pinpoints, self._pixels()
+        )
         high, wide = unpadded(height, width, side * tiles_high, side * tiles_wide)
         return self._thinned(high, wide, side) + side * side
 

@@ -11,6 +11,10 @@ from automodel_data.collate.families.base import FamilyAdapter, Features
 from automodel_data.errors import DataError
 
 
+_IMAGE_KEYS = ("image_pixel_values", "image_sizes", "image_attention_mask", "num_img_tokens")
+_AUDIO_KEYS = ("audio_input_features", "audio_embed_sizes")
+
+
 class Phi4MultimodalAdapter(FamilyAdapter):
     """Sizes alone do not tell the number of image tokens simply, so a blank of the size asks the image processor."""
 
@@ -36,12 +40,13 @@ class Phi4MultimodalAdapter(FamilyAdapter):
         made: Features = {}
         if images:
             output = self._images(images)
-            keys = ("image_pixel_values", "image_sizes", "image_attention_mask", "num_img_tokens")
-            made.update({key: torch.as_tensor(output[key]) for key in keys})
+            made.update({key: torch.as_tensor(output[key]) for key in _IMAGE_KEYS})
         for sound in sounds:
             output = self._audio(sound.samples, sound.rate)
-            keys = ("audio_input_features", "audio_embed_sizes")
-            part = {key: torch.as_tensor(output[key]).reshape(1, *torch.as_tensor(output[key]).shape[1:]) for key in keys}
+            part = {
+                key: torch.as_tensor(output[key]).reshape(1, *torch.as_tensor(output[key]).shape[1:])
+                for key in _AUDIO_KEYS
+            }
             part["audio_attention_mask"] = torch.ones(part["audio_input_features"].shape[:2], dtype=torch.bool)
             made.update(self.stack([made_audio(made), part]) if "audio_input_features" in made else part)
         return made
