@@ -68,7 +68,6 @@ _TOKENIZER_KEYS = {
 
 _DATALOADER_KEYS = {
     "num_workers": _whole("Processes that read and tokenise ahead; 0 works in the training process.", 0),
-    "shuffle": _flag("A new order every epoch, decided by the seed."),
     "pin_memory": _flag("Page-locked batches, for faster copies to a GPU."),
     "collate_fn": Key({"type": "object"}, "How rows become a batch."),
 }
@@ -123,7 +122,10 @@ _LLM: dict[str, Section] = {
         takes=("automodel_data:PackedSequence",),
         runtime=("dataset",),
     ),
-    "dataloader": Section("How training rows are read.", keys=_DATALOADER_KEYS),
+    "dataloader": Section(
+        "How training rows are read.",
+        keys={**_DATALOADER_KEYS, "shuffle": _flag("A new order every epoch, decided by the seed.")},
+    ),
     "validation_dataset": _DATASET,
     "validation_dataloader": Section(
         "How validation rows are read; as training rows by default.",
