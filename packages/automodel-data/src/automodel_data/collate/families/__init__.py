@@ -34,8 +34,8 @@ def adapter_for(processor: Any, **options: Any) -> Any:
     name = processor_class(processor)
     if name not in _HOMES:
         raise DataError(
-            f"no adapter for the processor {name}: known are {', '.join(sorted(_HOMES))}. "Use one of these models, or "
-            "a collate function of your own."
+            f"no adapter for the processor {name}: known are {', '.join(sorted(_HOMES))}. Use one of these models, "
+            "or a collate function of your own."
         )
     module, _, attribute = _HOMES[name].partition(":")
     return getattr(import_module(f"automodel_data.collate.families.{module}"), attribute)(processor, **options)

@@ -135,7 +135,7 @@ class FamilyAdapter:
             if placeholders != made.get(kind, 0):
                 raise DataError(
                     f"sample {name}: {placeholders} {kind} tokens for {made.get(kind, 0)} {kind} features. The "
-                    "processor and its settings do not belong to each other; check patch size and image sequence length."
+                    "processor and its settings do not belong to each other; check patch size and sequence length."
                 )
 
     def blank(self) -> tuple[list[int], Features]:

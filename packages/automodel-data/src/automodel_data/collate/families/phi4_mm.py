@@ -10,7 +10,6 @@ import torch
 from automodel_data.collate.families.base import FamilyAdapter, Features
 from automodel_data.errors import DataError
 
-
 _IMAGE_KEYS = ("image_pixel_values", "image_sizes", "image_attention_mask", "num_img_tokens")
 _AUDIO_KEYS = ("audio_input_features", "audio_embed_sizes")
 
