@@ -10,7 +10,9 @@ _HOMES = {
     "NeMoAutoModelForSequenceClassification": "auto_model",
     "WeightSource": "meta",
     "apply_freezing": "freeze",
+    "check_tokenizer": "vocabulary",
     "materialize": "meta",
+    "resize_vocabulary": "vocabulary",
 }
 
 __all__ = sorted(_HOMES)

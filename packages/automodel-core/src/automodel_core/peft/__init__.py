@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
+    "AdapterBank": "bank",
     "LoRALayer": "lora",
     "LoraReport": "apply",
     "ModuleMatcher": "matching",
@@ -11,6 +12,7 @@ _HOMES = {
     "adapter_config": "hf_format",
     "adapter_state_dict": "hf_format",
     "apply_lora": "apply",
+    "combine_adapters": "bank",
     "config_from_adapter": "hf_format",
     "init_lora": "init",
     "load_adapter_state_dict": "hf_format",

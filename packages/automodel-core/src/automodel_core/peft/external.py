@@ -23,7 +23,8 @@ def apply_external(model: nn.Module, config: Any) -> LoraReport:
 
     if not isinstance(config, peft.PeftConfig):
         raise TypeError(
-            f"apply_lora got a {type(config).__name__}: it takes automodel_core.peft.PeftConfig, or a config of the peft "
+            f"apply_lora got a {type(config).__name__}: it takes automodel_core.peft.PeftConfig, or a config of "
+            "the peft "
             "library. Build one of them."
         )
     if config.is_prompt_learning:
@@ -37,5 +38,5 @@ def apply_external(model: nn.Module, config: Any) -> LoraReport:
     new = [(name, p) for name, p in model.named_parameters() if p.requires_grad and name not in before]
     modules = sorted({name.split(".base_layer.")[0] for name, _ in model.named_parameters() if ".base_layer." in name})
     total = sum(p.numel() for p in model.parameters())
-    model.peft_config_in_place = config  # type: ignore[assignment]
+    model.peft_config_in_place = config
     return LoraReport(tuple(modules), (), sum(p.numel() for _, p in new), total)

@@ -4,9 +4,14 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
+    "EMA": "ema",
+    "LossScaler": "loss_scaling",
+    "SpikeDetector": "watchdog",
     "StatefulRNG": "rng",
+    "StepGuard": "watchdog",
     "StepScheduler": "step_scheduler",
     "Timers": "timers",
+    "neftune": "embedding_noise",
 }
 
 __all__ = sorted(_HOMES)

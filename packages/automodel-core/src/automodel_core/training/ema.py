@@ -1,0 +1,65 @@
+"""Exponential moving average of the weights that train."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class EMA:
+    """Keep ``average = decay * average + (1 - decay) * weight`` for every trainable parameter, in float32.
+
+    Sharded parameters keep sharded averages. Call ``update`` after each optimizer step.
+
+    Args:
+        model: its trainable parameters are the average's first value.
+        decay: in (0, 1); 0.999 is usual.
+    """
+
+    def __init__(self, model: nn.Module, *, decay: float) -> None:
+        if not 0.0 < decay < 1.0:
+            raise ValueError(f"decay={decay}: it must be between 0 and 1. 0.999 is usual.")
+        self.decay = decay
+        self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._averages = {name: p.detach().float().clone() for name, p in self._parameters.items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Move the averages towards the weights."""
+        for name, average in self._averages.items():
+            average.lerp_(self._parameters[name].detach().float(), 1.0 - self.decay)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Within the block the model holds the averages: to evaluate or export them."""
+        trained = {name: p.detach().clone() for name, p in self._parameters.items()}
+        self._write(self._averages)
+        try:
+            yield
+        finally:
+            self._write(trained)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Decay and averages by parameter name."""
+        return {"decay": self.decay, "averages": dict(self._averages)}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises: ValueError: the saved averages are of other parameters."""
+        different = sorted(set(state["averages"]) ^ set(self._averages))
+        if different:
+            raise ValueError(
+                f"EMA state of other parameters ({len(different)} differ, such as {different[0]}): it must be "
+                "of the same "
+                "trainable ones. Train with the same targets as before, or start the average anew."
+            )
+        self.decay = float(state["decay"])
+        for name, average in self._averages.items():
+            average.copy_(state["averages"][name])
+
+    @torch.no_grad()
+    def _write(self, values: dict[str, torch.Tensor]) -> None:
+        for name, parameter in self._parameters.items():
+            parameter.copy_(values[name])
