@@ -85,9 +85,9 @@ class TokenDataset:
     array of tokens per row, ``source_rows`` the row number each came from, ``report`` an `EncodeReport`.
     """
 
-    def __init__(self, table: Any, *, report: EncodeReport, fingerprint: str = "") -> None:
+    def __init__(self, table: Any, *, report: EncodeReport) -> None:
         self._table = table
-        self.report, self.fingerprint = report, fingerprint
+        self.report = report
 
     def __len__(self) -> int:
         return len(self._table)
@@ -97,6 +97,10 @@ class TokenDataset:
             raise IndexError(f"row {index} of a dataset with {len(self)} rows")
         row = self._table[int(index) % len(self)]
         return {"input_ids": row["input_ids"].tolist(), "labels": row["labels"].tolist()}
+
+    def hf_dataset(self) -> Any:
+        """The rows as a Hugging Face ``Dataset`` of ``input_ids`` and ``labels``, for trainers that insist on one."""
+        return self._table.with_format(None).select_columns(["input_ids", "labels"])
 
     @property
     def lengths(self) -> np.ndarray:
