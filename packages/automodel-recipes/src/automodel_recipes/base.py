@@ -40,6 +40,7 @@ class BaseRecipe:
         self.config = config
         self.options = options or TrainOptions()
         self.stop = StopRequest()
+        self.processor: Any = None  # written beside the weights by recipes that have one
 
     # Building, in order.
 
@@ -130,6 +131,13 @@ class BaseRecipe:
     def evaluate(self) -> dict[str, EvalMetrics]:
         """Measure every validation set; keys are ``val`` and the suffixes of ``validation_dataset_NAME``."""
         return {name: evaluate_loss(self, loader) for name, loader in self.eval_loaders.items()}
+
+    def generate_answers(self, rows: Sequence[Any], **keys: Any) -> list[Any]:
+        """Greedy answers to rows of ``eval_rows``; keys are those of ``exact_match.generate_answers``."""
+        from automodel_recipes.exact_match import generate_answers
+
+        synced = self.parallel.world_size > 1
+        return generate_answers(self.unwrapped(), self.tokenizer, rows, device=self.device, synced=synced, **keys)
 
     def unwrapped(self) -> Any:
         """The model without data-parallel wrappers."""

@@ -78,9 +78,10 @@ class RunCheckpointer:
             from automodel_core.peft import adapter_config, adapter_state_dict
 
             tensors = adapter_state_dict(model)
-            save_adapter(target, tensors, adapter_config(model, r.built.peft), tokenizer=r.tokenizer, overwrite=True)
+            config = adapter_config(model, r.built.peft)
+            save_adapter(target, tensors, config, tokenizer=r.tokenizer, processor=r.processor, overwrite=True)
         else:
             from automodel_ckpt import export_hf
 
-            export_hf(model, target, tokenizer=r.tokenizer, overwrite=True)
+            export_hf(model, target, tokenizer=r.tokenizer, processor=r.processor, overwrite=True)
         return target

@@ -4,7 +4,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from automodel_recipes.exact_match import generate_answers
 from automodel_recipes.loggers.console import one_line
 from automodel_recipes.loggers.jsonl import JsonlLogger
 
@@ -24,14 +23,8 @@ def measure_exact_match(r: "BaseRecipe", *, moment: str) -> float:
     section = r.config.get("evaluation")
     rows = r.eval_rows[: section.get("num_rows", len(r.eval_rows))]
     mine = [rows[i] for i in range(r.parallel.dp_rank, len(rows), r.parallel.dp_size)]
-    answers = generate_answers(
-        r.unwrapped(),
-        r.tokenizer,
-        mine,
-        device=r.device,
-        max_new_tokens=section.get("max_new_tokens", 64),
-        batch_size=section.get("batch_size", 64),
-        synced=r.parallel.world_size > 1,
+    answers = r.generate_answers(
+        mine, max_new_tokens=section.get("max_new_tokens", 64), batch_size=section.get("batch_size", 64)
     )
     right = torch.tensor([sum(a.is_exact for a in answers), len(answers)], device=r.device)
     num_exact, num_rows = r.parallel.sum_over_data(right).tolist()

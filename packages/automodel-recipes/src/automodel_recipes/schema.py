@@ -6,7 +6,7 @@ are read from its source.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 Schema = Mapping[str, Any]
@@ -174,7 +174,19 @@ _LLM: dict[str, Section] = {
     ),
 }
 
-RECIPES: dict[str, dict[str, Section]] = {"LLMFinetuneRecipe": _LLM}
+_VLM_OFFERS = ("tokenizer", "processor")
+_VLM: dict[str, Section] = {
+    **{name: section for name, section in _LLM.items() if name != "tokenizer"},  # it is the processor's
+    "processor": Section(
+        "The processor; the model's own by default.",
+        kind="processor",
+        keys={name: _TOKENIZER_KEYS[name] for name in ("pretrained_model_name_or_path", "revision", "subfolder")},
+    ),
+    "dataset": replace(_LLM["dataset"], offers=_VLM_OFFERS),
+    "validation_dataset": replace(_LLM["validation_dataset"], offers=_VLM_OFFERS),
+}
+
+RECIPES: dict[str, dict[str, Section]] = {"LLMFinetuneRecipe": _LLM, "VLMFinetuneRecipe": _VLM}
 """Sections by recipe name. Recipes that other packages register are checked at their targets only."""
 
 DEFAULT_RECIPE = "LLMFinetuneRecipe"

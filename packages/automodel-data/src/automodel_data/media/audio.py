@@ -68,7 +68,7 @@ def _pcm(file: wave.Wave_read) -> np.ndarray:
     width, data = file.getsampwidth(), file.readframes(file.getnframes())
     if width not in kinds:
         raise BadRow(f"WAV with {8 * width} bits a sample", hint="8, 16 and 32 are read.")
-    samples = np.frombuffer(data, dtype=kinds[width]).astype(np.float32)
+    samples: Any = np.frombuffer(data, dtype=kinds[width]).astype(np.float32)
     samples = (samples - 128) / 128 if width == 1 else samples / float(1 << (8 * width - 1))
     return _mono(samples.reshape(-1, file.getnchannels()))
 

@@ -1,0 +1,123 @@
+"""Fine-tuning of vision-language models: the engine of the text recipe, with a processor in front of it."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from automodel_core.config import ConfigNode
+from automodel_data.collate.families.parts import load_processor
+from automodel_data.collate.vlm import COLLATE_FNS, default_collate_fn
+from automodel_data.vlm.packing import pack_vlm_rows
+from automodel_recipes.build.call import accepted, build, plain
+from automodel_recipes.build.data import build_eval_loader, build_train_loader
+from automodel_recipes.errors import RecipeError
+from automodel_recipes.llm.finetune import DataFacts, LLMFinetuneRecipe
+from automodel_recipes.vlm.answers import LazyRows, generate_vlm_answers
+from automodel_recipes.vlm.collate import BoundCollate
+
+
+class VLMFinetuneRecipe(LLMFinetuneRecipe):
+    """SFT and LoRA of image-text (and audio) models that transformers knows, on one process or many.
+
+    Training, validation, checkpoints, packing and every parallel layout are those of `LLMFinetuneRecipe`; what differs
+    is that rows carry media and that a ``processor`` goes with the model wherever its tokenizer goes.
+    """
+
+    name = "vlm"
+
+    def build_tokenizer(self) -> None:
+        """The processor of the ``processor`` section, by default the model's own, and the tokenizer in it."""
+        self.processor = build_processor(self.config)
+        self.tokenizer = self.processor.tokenizer
+
+    def build_data(self) -> None:
+        """Training set, packed if asked for, and every ``validation_dataset[_NAME]``."""
+        config = self.config
+        dataset = self._rows(config.dataset)
+        self.data_facts = DataFacts(
+            num_rows=len(dataset),
+            num_rows_seen=len(dataset),
+            num_tokens=int(dataset.lengths.sum()),
+            num_label_tokens=dataset.report.num_label_tokens,
+            max_length=int(dataset.lengths.max()),
+        )
+        packed = self._packed_size() > 0
+        rows = pack_vlm_rows(dataset, **plain(config.packed_sequence)) if packed else dataset
+        self.train_loader = build_train_loader(
+            config, rows, collate_fn=self._collate("dataloader"), parallel=self.parallel, seed=self.seed
+        )
+        self._build_validation()
+
+    def _build_validation(self) -> None:
+        collate = self._collate("validation_dataloader" if "validation_dataloader" in self.config else "dataloader")
+        self.eval_loaders: dict[str, Any] = {}
+        self.eval_rows: Any = []
+        for name, section in self._validation_sections():
+            rows = self._rows(section)
+            self.eval_loaders[name] = build_eval_loader(self.config, rows, collate_fn=collate, parallel=self.parallel)
+            if name == "val":
+                self.eval_rows = LazyRows(rows)
+                self.eval_adapter = rows.adapter
+
+    def generate_answers(self, rows: Sequence[Any], **keys: Any) -> list[Any]:
+        """Greedy answers to validation rows with their media."""
+        synced = self.parallel.world_size > 1
+        return generate_vlm_answers(
+            self.unwrapped(),
+            self.tokenizer,
+            rows,
+            adapter=self.eval_adapter,
+            device=self.device,
+            synced=synced,
+            **keys,
+        )
+
+    def _validation_sections(self) -> Iterator[tuple[str, ConfigNode]]:
+        for key in self.config:
+            if key == "validation_dataset" or key.startswith("validation_dataset_"):
+                yield key.removeprefix("validation_dataset").removeprefix("_") or "val", self.config.get(key)
+
+    def _rows(self, section: ConfigNode) -> Any:
+        rows = build(section, processor=self.processor, tokenizer=self.tokenizer)
+        if not hasattr(rows, "adapter"):
+            raise RecipeError(
+                f"{type(rows).__name__} gives no vision-language rows. Use a dataset that takes a processor, such as "
+                "llava_style, cord_v2, rdr, medpix, cv17 or mock_vlm."
+            )
+        return rows
+
+    def _collate(self, name: str) -> BoundCollate:
+        section = self.config.get(name)
+        node = section.get("collate_fn") if section is not None else None
+        if node is None:
+            return BoundCollate(COLLATE_FNS.get(type(self.processor).__name__, default_collate_fn), self.processor, {})
+        keys = {key: value for key, value in node.to_dict().items() if key != "_target_"}
+        target: Any = node.target()
+        if not accepted(target, {"processor": self.processor}):
+            raise RecipeError(f"{name}.collate_fn takes no processor. Use default_collate_fn or another VLM collate.")
+        return BoundCollate(target, self.processor, keys)
+
+
+def build_processor(config: ConfigNode) -> Any:
+    """The processor of the ``processor`` section, by default the one beside the model.
+
+    Raises: RecipeError: neither section names a place.
+    """
+    section = config.get("processor")
+    if section is not None and "_target_" in section:
+        return section.instantiate()
+    keys = plain(section)
+    source = keys.pop("pretrained_model_name_or_path", None)
+    source = source if source is not None else _model_source(config)
+    return load_processor(str(source), **keys)
+
+
+def _model_source(config: ConfigNode) -> str:
+    for key in ("model.pretrained_model_name_or_path", "model.config"):
+        source = config.path(key) if isinstance(config.get(key), (str, Path)) else None
+        if source is not None:
+            return str(source)
+    raise RecipeError(
+        "the model section names no directory or hub id, so there is no processor to take from it. "
+        "Add processor.pretrained_model_name_or_path."
+    )
