@@ -5,11 +5,12 @@ import threading
 
 import pytest
 import torch
+from torch import nn
+
 from automodel_ckpt import AsyncSaver, SaveFailed, latest, load
 from automodel_ckpt.directory import LocalDirectory
 from automodel_ckpt.faults import ranks
 from automodel_ckpt.faults.system import CountingSystem, fail_from
-from torch import nn
 
 
 def _blocked(root):

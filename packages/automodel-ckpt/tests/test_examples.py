@@ -18,7 +18,8 @@ def _run(script, root, steps, kill_after=None):
     command = [sys.executable, str(EXAMPLES / script), str(root), str(steps)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     losses = {}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as process:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment) as process:
         for line in process.stdout:
             if line.startswith("step "):
                 losses[int(line.split()[1])] = line.split()[3]
@@ -30,9 +31,7 @@ def _run(script, root, steps, kill_after=None):
     return losses
 
 
-@pytest.mark.parametrize(
-    "script", ["bare_loop.py", pytest.param("hf_trainer.py", marks=pytest.mark.more)]
-)
+@pytest.mark.parametrize("script", ["bare_loop.py", pytest.param("hf_trainer.py", marks=pytest.mark.more)])
 def test_killed_and_resumed_equals_uninterrupted(tmp_path, script):
     whole = _run(script, tmp_path / "whole", 12)
     first = _run(script, tmp_path / "killed", 12, kill_after=5)

@@ -4,10 +4,11 @@ import zlib
 
 import pytest
 import torch
+from torch import nn
+
 from automodel_ckpt import load, save
 from automodel_ckpt.boxes import Box, local_part, tiles, whole
 from automodel_ckpt.faults import ranks
-from torch import nn
 
 # name -> (ranks, axes of the mesh)
 TOPOLOGIES = {
@@ -51,7 +52,7 @@ def _make(topology: str):
     from torch.distributed.fsdp import fully_shard
     from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
-    size, axes = TOPOLOGIES[topology]
+    _, axes = TOPOLOGIES[topology]
     model = Net()
     mesh = init_device_mesh("cpu", tuple(axes.values()), mesh_dim_names=tuple(axes)) if axes else None
     if "tp" in axes:

@@ -48,8 +48,7 @@ class AsyncSaver:
         self.root, self.keep, self.threads, self.deadline_s = root, keep or Keep(), threads, deadline_s
         self.stall_s = 0.0
         """Seconds for which the last `save` held the caller up."""
-        self._capture = {"keep": filter, "trainable_only": trainable_only}
-        self._process_group = process_group
+        self._filter, self._trainable_only = filter, trainable_only
         self._buffers: dict[tuple[str, str], Tensor] = {}
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="ckpt-async")
         self._flight: Future[Path] | None = None
@@ -69,7 +68,8 @@ class AsyncSaver:
         """
         self.wait()
         began = time.monotonic()
-        sections = capture(state, rank=self._coordinator.rank, **self._capture)
+        rank = self._coordinator.rank
+        sections = capture(state, rank=rank, keep=self._filter, trainable_only=self._trainable_only)
         copies = {name: self._copy(name, section) for name, section in sections.items()}
         self.stall_s = time.monotonic() - began
         arguments = {"step": step, "metrics": check_metrics(metrics or {}), "info": dict(info or {})}
@@ -142,4 +142,3 @@ class AsyncSaver:
             self.close()
         else:
             self._pool.shutdown(wait=False)
-

@@ -8,6 +8,7 @@ import shutil
 import struct
 
 import pytest
+
 from automodel_ckpt import CheckpointError, Keep, UnsafeFile, latest, load, save, verify
 from automodel_ckpt.adapter import load_adapter, read_tensors
 
@@ -196,7 +197,9 @@ _F32 = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
         _header({"a": {**_F32, "shape": [True, 2]}}) + bytes(8),
         _header({"a": {**_F32, "shape": [2.0]}}) + bytes(8),
         _header({"a": 3}),
-        _header(b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}')
+        _header(
+            b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+        )
         + bytes(4),
         b"PK\x03\x04" + bytes(40),
         b"\x1f\x8b" + bytes(40),

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-
 # What a wrapped model imports on first use; seconds per process unless the parent has done it.
 _PRELOAD = ("torch._dynamo", "torch.distributed.fsdp", "torch.distributed.tensor.parallel", "torch.optim")
 
@@ -112,6 +111,4 @@ def _join(rank: int, world_size: int, port: int, timeout_s: float) -> None:
     import torch.distributed as dist
 
     store = dist.TCPStore("127.0.0.1", port, world_size, is_master=rank == 0, timeout=timedelta(seconds=timeout_s))
-    dist.init_process_group(
-        "gloo", store=store, rank=rank, world_size=world_size, timeout=timedelta(seconds=timeout_s)
-    )
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size, timeout=timedelta(seconds=timeout_s))

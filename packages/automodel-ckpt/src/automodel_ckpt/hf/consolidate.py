@@ -1,0 +1,132 @@
+"""A sharded checkpoint as one Hugging Face directory, in bounded memory whatever the size of the model."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from automodel_ckpt.contents import Contents
+from automodel_ckpt.dtypes import dtype_of
+from automodel_ckpt.errors import UnsupportedState
+from automodel_ckpt.hf.assets import copy_assets
+from automodel_ckpt.hf.export import output_dtype, parse_size, plan_shards, shard_files, write_index_of
+from automodel_ckpt.hf.names import Group, disk_groups
+from automodel_ckpt.local_disk import LocalDisk
+from automodel_ckpt.staged import staged_directory
+from automodel_ckpt.tensor_bytes import byte_reader
+
+
+def consolidate(
+    path: str | os.PathLike,
+    directory: str | os.PathLike,
+    *,
+    assets: str | os.PathLike | None = None,
+    dtype: torch.dtype | None = None,
+    shard_size: str | int = "5GB",
+    section: str = "model",
+    overwrite: bool = False,
+) -> Path:
+    """Write a checkpoint's model as ``from_pretrained`` reads it, from any number of shards, in one process.
+
+    Tensors pass through in ranges of rows of at most 16 MiB; only weights that Transformers stores in another form
+    than it computes with (fused experts, for example) are read whole, one layer at a time.
+
+    Args:
+        path: a checkpoint, or a directory of them: then the newest complete one.
+        assets: local model directory: its ``config.json`` says how the weights are named on disk and which are tied,
+            and its small files are copied. Without it the stored names are kept and only weights are written.
+        dtype: cast floating-point weights.
+        shard_size: largest file.
+        section: which model of the checkpoint.
+
+    Raises: UnsupportedState: the checkpoint holds the trained part of a model only. CorruptCheckpoint: a block read
+        is not what was written. AlreadyExists.
+    """
+    contents = Contents(path)
+    stored = contents.section(section)
+    if stored.frozen:
+        raise UnsupportedState(
+            f"{contents.directory.path(contents.name)} holds {len(stored.tensors)} trained tensors without their base "
+            "model. Export the adapter directory, or merge it: automodel-ckpt merge BASE ADAPTER OUT"
+        )
+    config = _read_config(assets)
+    model = _meta_model(config) if config else None
+    records = {name: stored.tensors[stored.aliases.get(name, name)] for name in _names(stored, model)}
+    like = {name: torch.empty(r.shape, dtype=dtype_of(r.dtype), device="meta") for name, r in records.items()}
+    shards = plan_shards(disk_groups(model, like), like, dtype, parse_size(shard_size))
+    with staged_directory(directory, overwrite=overwrite) as staging:
+        for file, shard in zip(shard_files(len(shards)), shards):
+            with LocalDisk(staging).create(file, size=shard.num_bytes) as write:
+                write(shard.header, 0)
+                for group in shard.groups:
+                    _copy_group(contents, section, group, shard.entries, dtype, write)
+        write_index_of(staging, shards)
+        if config is not None:
+            written = {**config, "dtype": str(dtype).removeprefix("torch.")} if dtype else config
+            (staging / "config.json").write_text(json.dumps(written, indent=2, sort_keys=True) + "\n")
+        if assets is not None:
+            copy_assets(assets, staging)
+    return Path(directory)
+
+
+def _copy_group(
+    contents: Contents, section: str, group: Group, entries: dict, dtype: torch.dtype | None, write: Any
+) -> None:
+    stored = contents.section(section)
+    if len(group.memory) == 1 and len(group.disk) == 1 and _is_rename(group):
+        entry = entries[next(iter(group.disk))]
+        name = stored.aliases.get(group.memory[0], group.memory[0])
+        position = entry.start
+        for rows in contents.rows(section, name):
+            position = _write(write, rows.to(output_dtype(rows.dtype, dtype)), position)
+        return
+    whole = {name: contents.tensor(section, name) for name in group.memory}
+    for name, tensor in group.convert(whole).items():
+        _write(write, tensor.to(output_dtype(tensor.dtype, dtype)), entries[name].start)
+
+
+def _is_rename(group: Group) -> bool:
+    probe = torch.empty(0)
+    try:
+        return group.convert({group.memory[0]: probe})[next(iter(group.disk))] is probe
+    except (RuntimeError, IndexError, ValueError, KeyError):
+        return False
+
+
+def _write(write: Any, tensor: Tensor, position: int) -> int:
+    size = tensor.numel() * tensor.element_size()
+    write(byte_reader(tensor)(0, size), position)
+    return position + size
+
+
+def _read_config(assets: str | os.PathLike | None) -> dict[str, Any] | None:
+    path = Path(assets, "config.json") if assets is not None else None
+    return json.loads(path.read_text()) if path is not None and path.is_file() else None
+
+
+def _meta_model(config: dict[str, Any]) -> Any:
+    """The Transformers model of a configuration, without memory; only classes of Transformers itself."""
+    import transformers
+
+    names = config.get("architectures") or [None]
+    kind = getattr(transformers, str(names[0]), None)
+    if kind is None or not issubclass(kind, transformers.PreTrainedModel):
+        raise UnsupportedState(
+            f"config.json names the architecture {names[0]!r}, which Transformers {transformers.__version__} does not "
+            "have. Upgrade Transformers, or export without assets and copy the small files."
+        )
+    with torch.device("meta"):
+        return kind(kind.config_class.from_dict(config))
+
+
+def _names(stored: Any, model: Any) -> list[str]:
+    """Names to write: tied ones once where the configuration ties them, else with a copy each."""
+    declared = set()
+    for alias, source in dict(getattr(model, "all_tied_weights_keys", None) or {}).items():
+        declared |= {alias, source}
+    return sorted(stored.tensors) + sorted(alias for alias in stored.aliases if alias not in declared)
