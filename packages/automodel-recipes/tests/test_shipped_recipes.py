@@ -19,8 +19,8 @@ def config(request, tmp_path, monkeypatch):
     """A shipped configuration in an empty directory, with the files there that its own comments tell to generate."""
     monkeypatch.chdir(tmp_path)
     node = load_config(request.param)
-    for path in ("dataset.path_or_dataset_id", "validation_dataset.path_or_dataset_id"):
-        name = node.get(path)
+    for section in ("dataset", "validation_dataset"):
+        name = node.get(f"{section}.path_or_dataset_id") or node.get(f"{section}.path_or_dataset")
         if isinstance(name, str) and name.startswith("runs/"):
             Path(name).parent.mkdir(parents=True, exist_ok=True)
             Path(name).write_text('{"text": "x"}\n')

@@ -186,7 +186,17 @@ _VLM: dict[str, Section] = {
     "validation_dataset": replace(_LLM["validation_dataset"], offers=_VLM_OFFERS),
 }
 
-RECIPES: dict[str, dict[str, Section]] = {"LLMFinetuneRecipe": _LLM, "VLMFinetuneRecipe": _VLM}
+_KD = {**_LLM, "teacher_model": Section("The model to learn from.", kind="model", required=True)}
+
+_NOT_FOR_CLASSES = ("packed_sequence", "evaluation")
+_SEQ_CLS = {name: section for name, section in _LLM.items() if name not in _NOT_FOR_CLASSES}
+
+RECIPES: dict[str, dict[str, Section]] = {
+    "KnowledgeDistillationRecipe": _KD,
+    "LLMFinetuneRecipe": _LLM,
+    "SequenceClassificationRecipe": _SEQ_CLS,
+    "VLMFinetuneRecipe": _VLM,
+}
 """Sections by recipe name. Recipes that other packages register are checked at their targets only."""
 
 DEFAULT_RECIPE = "LLMFinetuneRecipe"

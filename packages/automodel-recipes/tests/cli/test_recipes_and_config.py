@@ -82,8 +82,7 @@ def test_explain(capsys, config):
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_section_can_be_explained(recipe, capsys):
     for name in RECIPES[recipe]:
-        if recipe == "LLMFinetuneRecipe":
-            assert out(capsys, "config", "explain", name).startswith(f"{name}: ")
+        assert out(capsys, "config", "explain", name, "--recipe", recipe).startswith(f"{name}: ")
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -22,6 +22,9 @@ PACKAGE = {
     "            y (float): how much,\n                and why.\n        '''\n"
     "class Leaf(Base): pass\n"
     "Alias = Leaf\n",
+    "typed.py": "from typing import TypedDict, Unpack\n"
+    "class Keys(TypedDict, total=False):\n    seq_length: int\n"
+    "def make(path: str, **keys: Unpack[Keys]): pass\n",
     "base.py": "from dataclasses import dataclass, field\n"
     "raise_me = 1 / 0\n"
     "class Base:\n    def __init__(self, a, b=2, **more): pass\n    @classmethod\n    def make(cls, z): pass\n"
@@ -79,6 +82,10 @@ def test_signatures():
     assert parameters("srcpkg.deep.leaf", "Leaf") == ({"a": True, "b": False}, True)
     assert parameters("srcpkg.base", "Base", "make") == ({"z": True}, False)
     assert parameters("srcpkg.base", "More") == ({"first": True, "second": False, "third": False}, False)
+
+
+def test_typed_keywords_close_a_signature():
+    assert parameters("srcpkg.typed", "make") == ({"seq_length": False, "path": True}, False)
 
 
 def test_signatures_agree_with_python():

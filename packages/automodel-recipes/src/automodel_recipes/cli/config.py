@@ -62,8 +62,9 @@ def _print_rows(rows: list[Any], *, as_json: bool) -> None:
 @config.command()
 @click.argument("path")
 @click.option("--config", "file", type=click.Path(), help="A YAML whose values and targets are looked up.")
+@click.option("--recipe", default=None, metavar="NAME", help="Whose sections; that of --config by default.")
 @output_options
-def explain(path: str, *, file: str | None, as_json: bool) -> None:
+def explain(path: str, *, file: str | None, recipe: str | None, as_json: bool) -> None:
     """Say what the key or section PATH means and what may stand there.
 
     Example: automodel-recipes config explain step_scheduler.global_batch_size
@@ -72,7 +73,7 @@ def explain(path: str, *, file: str | None, as_json: bool) -> None:
 
     node = read_config(file, ()) if file is not None else None
     try:
-        found = find_explanation(path, node)
+        found = find_explanation(path, node, recipe=recipe)
     except LookupError as error:
         raise click.UsageError(str(error)) from None
     if as_json:

@@ -1,5 +1,8 @@
 """``train CONFIG``."""
 
+import json
+import os
+
 import click
 
 from automodel_recipes.cli.arguments import OVERRIDES_AS_ARGUMENTS, config_arguments, output_options, read_config
@@ -50,4 +53,7 @@ def train(
         nproc_per_node=nproc_per_node,
         quiet=quiet or as_json,
     )
-    return run(node, options)
+    code = run(node, options)
+    if as_json and os.environ.get("RANK", "0") == "0":
+        click.echo(json.dumps({"ok": code == 0, "exit_code": code}))
+    return code

@@ -91,7 +91,7 @@ def check_nested(tree: Tree, path: str, report: Report) -> None:
     if not holds_target(tree):
         return
     if isinstance(tree, Table) and TARGET in tree.entries:
-        offers = ("pad_token_id", "tokenizer") if path.endswith("collate_fn") else ()
+        offers = ("pad_token_id", "processor", "tokenizer") if path.endswith("collate_fn") else ()
         check_target(tree, path, report, kind=kind_of_role(path), offers=offers)
     for key, child in children(tree):
         check_nested(child, join(path, key), report)

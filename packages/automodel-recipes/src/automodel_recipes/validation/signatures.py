@@ -53,7 +53,25 @@ def _of_function(module: Module, function: ast.FunctionDef | ast.AsyncFunctionDe
         argument.arg: Parameter(argument.arg, argument.annotation, default, required=default is None)
         for argument, default in pairs
     }
-    return Signature(module, parameters, arguments.kwarg is not None, ast.get_docstring(function) or "")
+    typed = _typed_keywords(module, arguments.kwarg)
+    is_open = arguments.kwarg is not None and typed is None
+    return Signature(module, (typed or {}) | parameters, is_open, ast.get_docstring(function) or "")
+
+
+def _typed_keywords(module: Module, argument: ast.arg | None) -> dict[str, Parameter] | None:
+    """The keywords of ``**keys: Unpack[SomeTypedDict]``; None where the annotation names no such class."""
+    annotation = argument.annotation if argument is not None else None
+    if not isinstance(annotation, ast.Subscript) or not ast.unparse(annotation.value).endswith("Unpack"):
+        return None
+    found = find_reference(module, annotation.slice)
+    if found is None or not isinstance(found.node, ast.ClassDef):
+        return None
+    fields = [statement for statement in found.node.body if isinstance(statement, ast.AnnAssign)]
+    return {
+        statement.target.id: Parameter(statement.target.id, statement.annotation)
+        for statement in fields
+        if isinstance(statement.target, ast.Name)
+    }
 
 
 def _find_method(
