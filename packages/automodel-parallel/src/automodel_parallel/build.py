@@ -7,16 +7,22 @@ from typing import Any
 
 from automodel_parallel.ddp import DDPManager
 from automodel_parallel.fsdp2 import FSDP2Manager
+from automodel_parallel.megatron_fsdp import MegatronFSDPManager
 from automodel_parallel.single import SingleProcessManager
 
-_MANAGERS: dict[str, type] = {"ddp": DDPManager, "fsdp2": FSDP2Manager, "none": SingleProcessManager}
+_MANAGERS: dict[str, type] = {
+    "ddp": DDPManager,
+    "fsdp2": FSDP2Manager,
+    "megatron_fsdp": MegatronFSDPManager,
+    "none": SingleProcessManager,
+}
 
 
 def build_manager(strategy: str | None, **settings: Any) -> Any:
     """The manager of a strategy, from the keys of a YAML section.
 
     Args:
-        strategy: ``ddp``, ``fsdp2`` or ``none`` (also None).
+        strategy: ``ddp``, ``fsdp2``, ``megatron_fsdp`` or ``none`` (also None).
         settings: the manager's fields. A size of an axis that the strategy lacks may be there as 1 or none.
 
     Raises: ValueError: an unknown strategy, a key that the strategy does not know, or an axis that it does not have.

@@ -57,6 +57,10 @@ class ParallelContext:
         """The model under the wrapper, whose parameters have their own names."""
         return model
 
+    def prepare_optimizer(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+        """What the strategy does to an optimizer built on the parallel model; only megatron-fsdp does anything."""
+        return optimizer
+
     def sum_over_data(self, value: Tensor) -> Tensor:
         """Sum over ranks that read different rows: the count of label tokens, taken before sequences are sharded."""
         return _all_reduce(value, self.meshes and self.meshes.dp)

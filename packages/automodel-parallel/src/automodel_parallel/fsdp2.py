@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.tensor import DTensor, Shard
 
 from automodel_parallel.activation_checkpoint import ActivationCheckpointing, apply_activation_checkpointing
 from automodel_parallel.blocks import find_blocks
@@ -208,6 +210,7 @@ def apply_fsdp2(model: nn.Module, mesh: DeviceMesh, *, manager: FSDP2Manager, re
     sharding: dict[str, Any] = {
         "mesh": mesh["dp_replicate", "dp_shard_cp"] if replicas > 1 else mesh["dp_shard_cp"],
         "mp_policy": policy,
+        "shard_placement_fn": partial(_shard_dim, shards=shards),
         "offload_policy": CPUOffloadPolicy() if manager.cpu_offload else OffloadPolicy(),
     }
     blocks = [block for _, block in find_blocks(model)]
@@ -217,6 +220,25 @@ def apply_fsdp2(model: nn.Module, mesh: DeviceMesh, *, manager: FSDP2Manager, re
     sum_instead_of_mean(model)
     _set_prefetch(blocks, forward=manager.forward_prefetch, backward=manager.backward_prefetch)
     report.add(f"FSDP2: {len(blocks)} blocks and the root sharded over {shards} ranks, {replicas} replica(s), {policy}")
+
+
+def _shard_dim(parameter: nn.Parameter, *, shards: int) -> Shard | None:
+    """The dimension that FSDP2 cuts: 0, unless tensor ranks cut that one unevenly.
+
+    DTensor cannot place a whole tensor into a dimension that is cut twice with a remainder (a vocabulary of 51 over
+    2 x 2 ranks), so FSDP2 takes dimension 1 there.
+    """
+    if not isinstance(parameter, DTensor) or Shard(0) not in parameter.placements:
+        return None
+    pieces = shards * parameter.device_mesh.size()
+    if parameter.shape[0] % pieces == 0:
+        return None
+    if parameter.ndim < 2 or parameter.shape[1] % shards:
+        raise ValueError(
+            f"a parameter of shape {tuple(parameter.shape)} cannot be spread over {parameter.device_mesh.size()} "
+            f"tensor and {shards} data ranks: dim 0 must divide by {pieces}, or dim 1 by {shards}. Change tp_size or dp_size."
+        )
+    return Shard(1)
 
 
 def sum_instead_of_mean(model: nn.Module) -> None:
