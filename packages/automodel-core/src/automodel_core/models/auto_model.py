@@ -183,11 +183,13 @@ def _load_config(path: str, hf_kwargs: dict[str, Any]) -> tuple[Any, dict[str, A
     """The config, and what of the arguments is left for the model."""
     if os.path.sep in path and not os.path.exists(path) and (path.startswith((".", "/", "~")) or path.count("/") > 1):
         raise ValueError(f"{path} does not exist: give a directory with config.json or a hub id. Check the path.")
-    return (
-        _transformers("AutoConfig").from_pretrained(path, return_unused_kwargs=True, **hf_kwargs)
-        if not hf_kwargs.get("gguf_file")
-        else (_transformers("AutoConfig").from_pretrained(path, **hf_kwargs), hf_kwargs)
-    )
+    auto = _transformers("AutoConfig")
+    if hf_kwargs.get("gguf_file"):
+        return auto.from_pretrained(path, **hf_kwargs), hf_kwargs
+    config, rest = auto.from_pretrained(path, return_unused_kwargs=True, **hf_kwargs)
+    # Both the config and the weights are read from the same place.
+    shared = ("revision", "trust_remote_code", "token", "subfolder", "cache_dir", "local_files_only")
+    return config, rest | {key: hf_kwargs[key] for key in shared if key in hf_kwargs}
 
 
 def _as_config(config: Any) -> Any:
