@@ -11,6 +11,7 @@ from automodel_data import (
     ChatDataset,
     ChatIterableDataset,
     ColumnMappedTextInstructionIterableDataset,
+    PackedSequence,
     build_dataloader,
 )
 from automodel_data.collate import default_collater
@@ -116,6 +117,31 @@ def test_column_mapped_stream_equals_its_map_style_twin(tmp_path, tokenizer):
     assert stream_hash(streamed) == stream_hash(mapped[i] for i in range(20))
 
 
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_packed_stream_has_every_row_once_and_resumes(path, tokenizer, world):
+    def ranks(num):
+        packed = PackedSequence(ChatIterableDataset(path, tokenizer), packed_sequence_size=64, strategy="window").pack()
+        options = {"collate_fn": default_collater, "global_batch_size": 4, "local_batch_size": 2, "shuffle_block": 25}
+        return [build_dataloader(packed, dp_rank=rank, dp_size=num, **options) for rank in range(num)]
+
+    def steps(loaders):
+        per_rank = [list(loader) for loader in loaders]
+        size = 2 // len(loaders)
+        starts = range(0, len(per_rank[0]), size)
+        return [sorted(i for b in per_rank for batch in b[s : s + size] for i in ids(batch)) for s in starts]
+
+    alone = steps(ranks(1))
+    assert sorted(i for step in alone for i in step) == GOOD
+    assert steps(ranks(world)) == alone
+    stopped = ranks(world)[0]
+    batches = list(itertools.islice(stopped, 2))
+    assert "attention_mask" not in batches[0]
+    resumed = ranks(1)
+    resumed[0].load_state_dict(stopped.state_dict())
+    done = 2 // (2 // world)
+    assert alone[:done] + steps(resumed) == alone
+
+
 def test_misuse_says_what_to_do(path, tokenizer, tmp_path):
     with pytest.raises(DataError, match="num_workers=0"):
         loaders(path, tokenizer, 1, num_workers=2)
@@ -128,6 +154,17 @@ def test_misuse_says_what_to_do(path, tokenizer, tmp_path):
             local_batch_size=2,
             seed=3,
         ).load_state_dict(state)
+    with pytest.raises(DataError, match="need the whole dataset"):
+        PackedSequence(ChatIterableDataset(path, tokenizer), split_across_pack=True).pack()
+    with pytest.raises(DataError, match="longer than packed_sequence_size=4"):
+        list(
+            build_dataloader(
+                PackedSequence(ChatIterableDataset(path, tokenizer), packed_sequence_size=4).pack(),
+                collate_fn=default_collater,
+                global_batch_size=2,
+                local_batch_size=2,
+            )
+        )
     (tmp_path / "bad.jsonl").write_text('{"x": 1}\n')
     with pytest.raises(DataError, match=r"no row of .* can be trained on"):
         list(loaders(str(tmp_path / "bad.jsonl"), tokenizer, 1)[0])

@@ -16,6 +16,7 @@ from automodel_data.errors import BadRow, DataError
 from automodel_data.fingerprint import dataset_key
 from automodel_data.sources import rows_with_errors
 from automodel_data.store import BadRowRecord, EncodeReport, read_tables, token_table, write_tokens
+from automodel_data.templates import Rendered
 
 logger = logging.getLogger(__name__)
 
@@ -58,12 +59,21 @@ class RowEncoder:
     options: Mapping[str, Any] | None = None
     """What ``render`` depends on beside the row, as JSON values: part of the cache key."""
 
+    def _rendered(self, row: Mapping[str, Any]) -> Any:
+        result = self.render(row)
+        if isinstance(result, Rendered) and not result.text.isascii():
+            try:
+                result.text.encode()
+            except UnicodeEncodeError:  # JSON can escape half of a surrogate pair, which is no text
+                raise BadRow("text with half of a surrogate pair", hint="Repair what wrote the file.") from None
+        return result
+
     def rows(
         self, numbered: Iterator[tuple[int, Any]], source: Any, report: EncodeReport
     ) -> Iterator[tuple[int, TokenRow]]:
         """``(source row, TokenRow)`` of each usable row in order; ``report`` is filled on the way."""
         while batch := list(islice(numbered, _BATCH)):
-            results = [(i, _attempt(self.render, row)) for i, row in batch]
+            results = [(i, _attempt(self._rendered, row)) for i, row in batch]
             texts = [result for _, result in results if not isinstance(result, (BadRow, TokenRow))]
             tokens = iter(self.encoder.encode(texts, add_prefix=self.add_prefix))
             for i, result in results:

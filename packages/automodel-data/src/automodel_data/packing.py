@@ -171,7 +171,10 @@ class PackedSequence:
         self._strategy, self._drop_long, self._seed = strategy, drop_long_samples, seed
         self.num_dropped = 0
 
-    def pack(self) -> PackedDataset:
+    def pack(self) -> Any:
+        """The packed dataset: a `PackedDataset`, or a `PackedStream` of a streaming dataset."""
+        if hasattr(self.dataset, "num_source_rows"):
+            return self._pack_stream()
         lengths = row_lengths(self.dataset)
         if self._split_across_pack:
             return PackedDataset(self.dataset, self._first(_split_sequentially(lengths, self.size)), size=self.size)
@@ -187,6 +190,16 @@ class PackedSequence:
         packs = Packs(kept[packs.document], packs.start, packs.length, packs.offsets)
         packs = packs if self._strategy == "sequential" else _reordered(packs, self._seed)
         return PackedDataset(self.dataset, self._first(packs), size=self.size)
+
+    def _pack_stream(self) -> PackedStream:
+        if self._split_across_pack or self._max_packs is not None:
+            raise DataError(
+                "a stream is packed block by block: split_across_pack and max_packs need the whole dataset. Leave them "
+                "out, "
+                "or use a map-style dataset."
+            )
+        strategy = "bfd" if self._strategy == "window" else self._strategy
+        return PackedStream(self.dataset, size=self.size, strategy=strategy, drop_long_samples=self._drop_long)
 
     def _first(self, packs: Packs) -> Packs:
         if self._max_packs is None or self._max_packs >= len(packs):
@@ -228,15 +241,11 @@ class PackedDataset:
     def __getitem__(self, index: int) -> dict[str, list[int]]:
         if not 0 <= index < len(self):
             raise IndexError(f"pack {index} of {len(self)}")
-        row: dict[str, list[int]] = {"input_ids": [], "labels": [], "position_ids": [], "seq_lens": [], "sample_id": []}
-        for document, start, length in self.packs.pieces(index):
-            source = self.dataset[document]
-            row["input_ids"] += source["input_ids"][start : start + length]
-            row["labels"] += [IGNORE_INDEX, *source["labels"][start + 1 : start + length]]
-            row["position_ids"] += range(length)
-            row["seq_lens"].append(length)
-            row["sample_id"].append(document)
-        return row
+        pieces = [
+            (document, self.dataset[document], slice(start, start + length))
+            for document, start, length in self.packs.pieces(index)
+        ]
+        return _packed_row(pieces)
 
     @cached_property
     def lengths(self) -> np.ndarray:
@@ -245,3 +254,42 @@ class PackedDataset:
     @property
     def utilisation(self) -> float:
         return self.packs.utilisation(self.size)
+
+
+class PackedStream:
+    """A streaming dataset, packed block by block as it is read by `StreamLoader`; built by `PackedSequence.pack`."""
+
+    def __init__(self, dataset: Any, *, size: int, strategy: str, drop_long_samples: bool) -> None:
+        self.dataset, self.size = dataset, size
+        self._strategy, self._drop_long = strategy, drop_long_samples
+        self.source, self.num_source_rows, self.rows = dataset.source, dataset.num_source_rows, dataset.rows
+
+    def pack_block(self, rows: list[dict[str, Any]]) -> list[dict[str, list[int]]]:
+        """Packed rows of one block. Raises: DataError: a document longer than a pack, unless those are dropped."""
+        fitting = [row for row in rows if len(row["input_ids"]) <= self.size]
+        if len(fitting) < len(rows) and not self._drop_long:
+            raise DataError(
+                f"{len(rows) - len(fitting)} documents of a block are longer than packed_sequence_size={self.size}. "
+                f"Raise the "
+                "size, set drop_long_samples, or set seq_length on the dataset."
+            )
+        packs = pack_lengths(np.array([len(row["input_ids"]) for row in fitting]), self.size, strategy=self._strategy)
+        return [
+            _packed_row(
+                [(fitting[d]["sample_id"], fitting[d], slice(start, start + n)) for d, start, n in packs.pieces(p)]
+            )
+            for p in range(len(packs))
+        ]
+
+
+def _packed_row(pieces: list[tuple[int, dict[str, Any], slice]]) -> dict[str, list[int]]:
+    """One packed row of ``(sample id, row, tokens of it)``."""
+    row: dict[str, list[int]] = {"input_ids": [], "labels": [], "position_ids": [], "seq_lens": [], "sample_id": []}
+    for sample_id, source, part in pieces:
+        ids = source["input_ids"][part]
+        row["input_ids"] += ids
+        row["labels"] += [IGNORE_INDEX, *source["labels"][part][1:]]
+        row["position_ids"] += range(len(ids))
+        row["seq_lens"].append(len(ids))
+        row["sample_id"].append(sample_id)
+    return row

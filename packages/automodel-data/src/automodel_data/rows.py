@@ -178,7 +178,7 @@ def _content(content: Any, *, path: str, may_be_absent: bool) -> str:
     if isinstance(content, str):
         return content
     if isinstance(content, list) and all(isinstance(part, Mapping) for part in content):
-        kinds = {part.get("type", "text") for part in content}
+        kinds = {str(part.get("type", "text")) for part in content}
         if kinds <= {"text"} and all(isinstance(part.get("text"), str) for part in content):
             return "".join(part["text"] for part in content)
         raise BadRow(
@@ -233,7 +233,7 @@ def _parsed(value: Any, path: str) -> Any:
         return value
     try:
         return json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise BadRow("not valid JSON text", path=path) from None
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from automodel_data.errors import DataError
 from automodel_data.loader import BatchPlan, filler
 from automodel_data.order import permuted
+from automodel_data.packing import PackedStream
 from automodel_data.streaming import StreamingTokenDataset
 
 
@@ -23,7 +24,12 @@ class StreamLoader:
     """
 
     def __init__(
-        self, dataset: StreamingTokenDataset, *, plan: BatchPlan, collate_fn: Callable, shuffle_block: int
+        self,
+        dataset: StreamingTokenDataset | PackedStream,
+        *,
+        plan: BatchPlan,
+        collate_fn: Callable,
+        shuffle_block: int,
     ) -> None:
         if shuffle_block < 1:
             raise DataError(f"shuffle_block={shuffle_block}: at least 1 row is needed.")
@@ -61,13 +67,16 @@ class StreamLoader:
         block, row, skip = (self._position[key] for key in ("block", "block_row", "in_block"))
         stream = self.dataset.rows(row)
         while rows := list(islice(stream, self._block)):
-            order = np.arange(len(rows))
+            following = rows[-1]["sample_id"] + 1
+            # Packs are formed of a whole block and then permuted: best fit sorts by length.
+            units = self.dataset.pack_block(rows) if isinstance(self.dataset, PackedStream) else rows
+            order = np.arange(len(units))
             if self.plan.shuffle:
                 seed = self.plan.seed * 1_000_003 + block
-                order = permuted(order, num_samples=len(rows), seed=seed, epoch=self.epoch)
+                order = permuted(order, num_samples=len(units), seed=seed, epoch=self.epoch)
             for done, i in enumerate(order[skip:].tolist(), start=skip + 1):
-                yield rows[i], {"block": block, "block_row": row, "in_block": done}
-            block, row, skip = block + 1, rows[-1]["sample_id"] + 1, 0
+                yield units[i], {"block": block, "block_row": row, "in_block": done}
+            block, row, skip = block + 1, following, 0
 
     def _micro_batches(self, window: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
         per_rank = -(-len(window) // self.plan.dp_size)

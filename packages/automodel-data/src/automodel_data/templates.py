@@ -141,7 +141,7 @@ class ChatTemplate:
                 add_generation_prompt=add_generation_prompt,
                 **self._kwargs,
             )
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
+        except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, RecursionError) as error:
             raise BadRow(f"the chat template raises: {error}", path="/messages") from error
         return texts[0], list(spans[0]) if spans else []
 

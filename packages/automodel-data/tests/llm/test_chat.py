@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 
 import pytest
 
@@ -90,6 +91,9 @@ BAD_ROWS = {
     '{"input_ids": ["a", "b"]}': "/input_ids: input_ids or labels hold something that is no token id",
     '{"input_ids": [1, 2], "labels": [-100, -100]}': "no supervised token",
     '{"input_ids": 5}': "/input_ids",
+    '{"prompt": "a", "completion": "\\ud800"}': "text with half of a surrogate pair",
+    '{"input_ids": [1, -5]}': "/input_ids: input_ids or labels hold something that is no token id",
+    '{"messages": "' + "[" * 100_000 + '"}': "/messages: not valid JSON text",
     '{"text": "plain"}': "rows of format 'text' hold no conversation",
 }
 
@@ -111,6 +115,31 @@ def test_malformed_rows_of_every_kind_are_reported_and_nothing_else_is_lost(tmp_
         assert BAD_ROWS[row] in str(record), (row, str(record))
     report.write_bad_rows(tmp_path / "bad.jsonl")
     assert len((tmp_path / "bad.jsonl").read_text().splitlines()) == 200
+
+
+def mutated(value, rng):
+    """A copy of a JSON value with some parts replaced by parts of other kinds."""
+    if rng.random() < 0.15:
+        return rng.choice(
+            [None, 5, -1.5, True, "", "x", "{", [], {}, ["x"], {"role": "user"}, "\ud800", "<|im_end|>", [[]]]
+        )
+    if isinstance(value, dict):
+        return {k: mutated(v, rng) for k, v in value.items() if rng.random() > 0.05}
+    if isinstance(value, list):
+        return [mutated(v, rng) for v in value]
+    return value
+
+
+def test_random_damage_never_crashes_and_every_row_is_accounted_for(tokenizer, make_tokenizer):
+    rng = random.Random(0)
+    call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {"a": 1}}}]}
+    tools = {"messages": [MESSAGES[0], call, {"role": "tool", "content": "1"}, MESSAGES[1]], "tools": [{"name": "f"}]}
+    seeds = [*FORMATS.values(), tools, {"input_ids": [1, 2, 3], "labels": [-100, 2, 3]}]
+    rows = [GOOD, *(mutated(rng.choice(seeds), rng) for _ in range(1500))]
+    for tok in (tokenizer, make_tokenizer("qwen3")):
+        report = ChatDataset(rows, tok, max_bad_fraction=1.0).report
+        assert report.num_rows == len(rows) == report.num_kept + report.num_bad
+        assert 0 < report.num_bad < len(rows)
 
 
 def test_invalid_utf8_and_control_characters_are_named_and_escaped(tmp_path, tokenizer):

@@ -97,6 +97,9 @@ def token_row(row: Mapping[str, Any]) -> TokenRow:
     if not isinstance(ids, (list, np.ndarray)) or not isinstance(labels, (list, np.ndarray)) or len(ids) != len(labels):
         raise BadRow("input_ids and labels must be lists of equal length", path="/input_ids")
     try:
-        return TokenRow(np.array(ids, dtype=np.int32), np.array(labels, dtype=np.int32))
+        tokens = TokenRow(np.array(ids, dtype=np.int32), np.array(labels, dtype=np.int32))
     except (TypeError, ValueError, OverflowError):
-        raise BadRow("input_ids or labels hold something that is no token id", path="/input_ids") from None
+        tokens = None
+    if tokens is None or tokens.input_ids.ndim != 1 or (tokens.input_ids < 0).any():
+        raise BadRow("input_ids or labels hold something that is no token id", path="/input_ids")
+    return tokens
