@@ -21,6 +21,10 @@ class EvalMetrics:
     loss: float
     num_label_tokens: int
 
+    def extra(self) -> dict[str, float]:
+        """What is reported besides the loss."""
+        return {"perplexity": self.perplexity}
+
     @property
     def perplexity(self) -> float:
         """``exp(loss)``, infinite where that overflows."""

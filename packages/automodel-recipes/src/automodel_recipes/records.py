@@ -122,11 +122,12 @@ class RunRecords:
                     "step": step,
                     "name": name,
                     "loss": metrics.loss,
-                    "perplexity": metrics.perplexity,
+                    **metrics.extra(),
                     "num_label_tokens": metrics.num_label_tokens,
                 },
             )
-        self.r.console.fact("check", f"{name} loss at step {step}: {significant(metrics.loss)}")
+        extra = ", ".join(f"{key} {significant(value)}" for key, value in metrics.extra().items())
+        self.r.console.fact("check", f"{name} loss at step {step}: {significant(metrics.loss)}, {extra}")
 
     def event(self, kind: str, **row: Any) -> None:
         """Log something that happened between steps."""

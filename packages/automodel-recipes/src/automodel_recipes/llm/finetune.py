@@ -54,16 +54,20 @@ class LLMFinetuneRecipe(BaseRecipe):
             )
         packed = self._packed_size() > 0
         train_rows = self._pack(dataset) if packed else dataset
-        collate = build_collate_fn(config.get("dataloader"), tokenizer=self.tokenizer, packed=packed)
+        collate = self.build_collate_fn(config.get("dataloader"), packed=packed)
         self.train_loader = build_train_loader(
             config, train_rows, collate_fn=collate, parallel=self.parallel, seed=self.seed
         )
         self._build_validation()
 
+    def build_collate_fn(self, section: Any, *, packed: bool) -> Any:
+        """What turns a list of rows into a batch."""
+        return build_collate_fn(section, tokenizer=self.tokenizer, packed=packed)
+
     def _build_validation(self) -> None:
         config = self.config
         section = config.get("validation_dataloader") or config.get("dataloader")
-        collate = build_collate_fn(section, tokenizer=self.tokenizer, packed=False)
+        collate = self.build_collate_fn(section, packed=False)
         self.eval_loaders: dict[str, Any] = {}
         self.eval_rows: list[dict[str, Any]] = []
         for key in config:

@@ -1,0 +1,37 @@
+"""Knowledge distillation: a student learns from the labels and from a teacher's distribution."""
+
+from typing import Any
+
+import torch
+
+from automodel_core.loss import KDLoss, forward_kd_loss
+from automodel_recipes.batches import Batch
+from automodel_recipes.build.call import build
+from automodel_recipes.errors import RecipeError
+from automodel_recipes.llm.finetune import LLMFinetuneRecipe
+
+
+class KnowledgeDistillationRecipe(LLMFinetuneRecipe):
+    """Fine-tuning under a teacher: ``teacher_model`` beside ``model``, and a ``KDLoss`` as ``loss_fn``.
+
+    The teacher is whole on every rank, in eval mode, without gradients; neither model's full logits exist.
+    """
+
+    name = "kd"
+
+    def build_model(self) -> None:
+        """The student as in fine-tuning, then the teacher."""
+        super().build_model()
+        if self.config.get("loss_fn") is None:
+            self.loss_fn = KDLoss()
+        if not isinstance(self.loss_fn, KDLoss):
+            raise RecipeError(
+                f"loss_fn is {type(self.loss_fn).__name__}; distillation needs a KDLoss. "
+                "Write loss_fn: {_target_: kd_loss, temperature: 2.0, kd_ratio: 0.5}."
+            )
+        teacher: Any = build(self.config.teacher_model)
+        self.teacher = teacher.to(self.device).eval().requires_grad_(False)
+
+    def forward_loss(self, batch: Batch, num_targets: torch.Tensor) -> torch.Tensor:
+        """Distance to the teacher and cross-entropy, over ``num_targets``."""
+        return forward_kd_loss(self.model, self.teacher, batch, self.loss_fn, num_targets)
