@@ -46,6 +46,7 @@ def good(tmp_path) -> Path:
     model.mkdir()
     heads = {"num_attention_heads": 6, "num_key_value_heads": 3}
     (model / "config.json").write_text(json.dumps({"model_type": "llama", **heads}))
+    (model / "model.safetensors").touch()
     data = tmp_path / "rows.jsonl"
     data.write_text('{"q": "1+1", "a": "2"}\n')
     path = tmp_path / "c.yaml"
@@ -214,6 +215,20 @@ def test_a_named_validation_set_is_a_dataset(good):
 
 def test_an_empty_section_is_an_absent_one(good):
     assert found(good, "peft=") == []
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("model.safetensors", "holds no weights (*.safetensors, *.bin); give a complete one"),
+        ("config.json", "no config.json"),
+    ],
+)
+def test_an_incomplete_model_directory(good, file, message):
+    (good.parent / "model" / file).unlink()
+    (problem,) = found(good)
+    assert problem.startswith("c.yaml:10:34 model.pretrained_model_name_or_path: ")
+    assert message in problem
 
 
 def test_globs_are_files(good):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from automodel_core.config import ConfigNode
+from automodel_core.config.kinds import KINDS, kind_of_role
 from automodel_core.config.packages import is_package_path, resolve_package_path
 from automodel_core.config.suggest import did_you_mean
 from automodel_core.config.tree import Leaf, Sequence, Table, join, walk
@@ -14,6 +15,7 @@ from automodel_recipes.validation.report import Report
 
 _DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".txt", ".bin", ".gz", ".zst")
 _PATH_KEYS = ("path_or_dataset_id", "path_or_dataset", "dataset_name", "pretrained_model_name_or_path")
+_WEIGHTS = ("*.safetensors", "*.bin")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?")
 _FIRST_LINE_BYTES = 1 << 20
 
@@ -26,6 +28,8 @@ def check_files(config: ConfigNode, report: Report) -> None:
             _check_path(tree, path, key, report)
         elif isinstance(tree, Table) and "column_mapping" in tree.entries:
             _check_columns(tree, path, report)
+        elif isinstance(tree, Table) and kind_of_role(path) is KINDS["model"]:
+            _check_model_directory(tree, path, report)
 
 
 def _check_path(leaf: Leaf, path: str, key: str, report: Report) -> None:
@@ -37,6 +41,26 @@ def _check_path(leaf: Leaf, path: str, key: str, report: Report) -> None:
     elif key in _PATH_KEYS and is_local(leaf.value) and not _exists(leaf.value):
         what = "model directory" if key == "pretrained_model_name_or_path" else "data file"
         report.add(leaf.source, path, f"{leaf.value!r}: no such {what}; give an existing path, or a hub id")
+
+
+def _check_model_directory(table: Table, path: str, report: Report) -> None:
+    """A local directory that a model is loaded from has to hold a config.json and weights."""
+    keys = ("pretrained_model_name_or_path", "_target_")
+    leaf, target = (table.entries[key].value if key in table.entries else None for key in keys)
+    if not isinstance(leaf, Leaf) or not isinstance(leaf.value, str) or not isinstance(target, Leaf):
+        return
+    try:
+        folder = Path(resolve_package_path(leaf.value) if is_package_path(leaf.value) else leaf.value).expanduser()
+    except ValueError:
+        return  # reported as a path
+    if not folder.is_dir() or not str(target.value).endswith(".from_pretrained") or "gguf_file" in table.entries:
+        return
+    place = join(path, "pretrained_model_name_or_path")
+    if not (folder / "config.json").is_file():
+        report.add(leaf.source, place, f"{leaf.value!r} holds no config.json; give a Hugging Face model directory")
+    elif not any(next(folder.glob(pattern), None) for pattern in _WEIGHTS):
+        message = f"{leaf.value!r} holds no weights ({', '.join(_WEIGHTS)}); give a complete one, or use from_config"
+        report.add(leaf.source, place, message)
 
 
 def is_local(value: str) -> bool:
