@@ -116,10 +116,27 @@ def import_checkpoint(
     left_out += [name for name in found if not name.startswith(prefix)]
     if not tensors:
         raise CheckpointNotFound(f"{source} has no tensor whose name starts with {prefix!r}, but {sorted(found)[:3]}.")
-    sections = {"model": Captured(tensors)}
+    stored, aliases = _share_equal(tensors)
+    sections = {"model": Captured(stored, aliases=aliases)}
     plan = assign([offer(sections, step, rank=0)])
     info = {"imported_from": str(Path(source).absolute())}
     path = save_captured(
         root, sections, plan, Alone(), step=step, keep=Keep(last=None), metrics={}, info=info, threads=2
     )
     return path, left_out
+
+
+def _share_equal(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Store tensors of equal content once: other tools write both names of a tied pair."""
+    import xxhash
+
+    from automodel_ckpt.tensor_bytes import byte_reader
+
+    first: dict[tuple, str] = {}
+    aliases = {}
+    for name, tensor in tensors.items():
+        content = byte_reader(tensor)(0, tensor.numel() * tensor.element_size())
+        key = (tensor.dtype, tuple(tensor.shape), xxhash.xxh3_128_hexdigest(content))
+        if first.setdefault(key, name) != name:
+            aliases[name] = first[key]
+    return {name: tensor for name, tensor in tensors.items() if name not in aliases}, aliases
