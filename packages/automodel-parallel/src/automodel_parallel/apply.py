@@ -84,7 +84,7 @@ def recompute_buffers(model: nn.Module, device: torch.device) -> None:
         if hasattr(module, "config") and hasattr(module, "rope_type"):
             fresh = type(module)(config=module.config).to(device)
         elif hasattr(model, "_init_weights"):
-            model._init_weights(module)  # transformers fills position ids and scales here
+            _fill_by_init_weights(model, module)
             continue
         else:
             raise ValueError(
@@ -93,3 +93,16 @@ def recompute_buffers(model: nn.Module, device: torch.device) -> None:
             )
         for buffer in names:
             module._buffers[buffer] = fresh._buffers[buffer]
+
+
+def _fill_by_init_weights(model: nn.Module, module: nn.Module) -> None:
+    """Let transformers fill position ids and scales, keeping its hands off the (sharded) parameters."""
+    held = module._parameters
+    module._parameters = {
+        name: None if parameter is None else nn.Parameter(torch.empty(parameter.shape, device="meta"))
+        for name, parameter in held.items()
+    }
+    try:
+        model._init_weights(module)
+    finally:
+        module._parameters = held

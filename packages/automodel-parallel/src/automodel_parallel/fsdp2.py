@@ -236,7 +236,7 @@ def _shard_dim(parameter: nn.Parameter, *, shards: int) -> Shard | None:
     if parameter.ndim < 2 or parameter.shape[1] % shards:
         raise ValueError(
             f"a parameter of shape {tuple(parameter.shape)} cannot be spread over {parameter.device_mesh.size()} "
-            f"tensor and {shards} data ranks: dim 0 must divide by {pieces}, or dim 1 by {shards}. Change tp_size or dp_size."
+            f"tensor and {shards} data ranks: dim 0 must divide by {pieces}, or dim 1 by {shards}. Change the sizes."
         )
     return Shard(1)
 
