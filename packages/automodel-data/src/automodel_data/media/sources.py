@@ -67,18 +67,20 @@ def _from_file(path: str, limits: MediaLimits) -> BinaryIO:
         raise BadRow("media file is missing", hint=f"No such file: {resolved}") from None
     except OSError as error:
         raise BadRow(f"media file cannot be opened: {error.strerror}", hint=str(resolved)) from None
-    status = os.fstat(descriptor)
-    stream = os.fdopen(descriptor, "rb")
     try:
-        if not stat.S_ISREG(status.st_mode):
-            raise BadRow("media path is no regular file", hint=str(resolved))
-        if status.st_size == 0:
-            raise BadRow("media file is empty", hint=str(resolved))
-        _check_size(status.st_size, limits)
+        _check_file(os.fstat(descriptor), resolved, limits)
     except BadRow:
-        stream.close()
+        os.close(descriptor)
         raise
-    return stream
+    return os.fdopen(descriptor, "rb")
+
+
+def _check_file(status: os.stat_result, path: Path, limits: MediaLimits) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise BadRow("media path is no regular file", hint=str(path))
+    if status.st_size == 0:
+        raise BadRow("media file is empty", hint=str(path))
+    _check_size(status.st_size, limits)
 
 
 def _confined(path: str, limits: MediaLimits) -> Path:
