@@ -80,7 +80,7 @@ def test_consolidated_checkpoint_equals_the_export(tmp_path, family):
     model = _model(family)
     export_hf(model, tmp_path / "export", shard_size="12KB")
     save(tmp_path / "run", {"model": model}, step=1)
-    consolidate(tmp_path / "run", tmp_path / "out", assets=tmp_path / "export", shard_size="12KB")
+    export_hf(tmp_path / "run", tmp_path / "out", assets=tmp_path / "export", shard_size="12KB")
     _reads_back(model, tmp_path / "out")
     assert _names(tmp_path / "out") == _names(tmp_path / "export")
 

@@ -35,8 +35,10 @@ _HOMES = {
     "load_adapter": "adapter",
     "load_base_weights": "hf.base_weights",
     "merge": "hf.merge",
+    "read_back": "hf.readback",
     "save": "saving",
     "save_adapter": "adapter",
+    "save_dcp": "stateful",
     "verify": "verification",
 }
 

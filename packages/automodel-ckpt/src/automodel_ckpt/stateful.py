@@ -76,3 +76,18 @@ class OptimizerState:
         set_optimizer_state_dict(self.model, self.optimizer, state_dict["optim"], options=options)
         if is_stateful(self.scheduler):
             self.scheduler.load_state_dict(state_dict["sched"])
+
+
+def save_dcp(directory: Any, model: nn.Module, optimizer: Optimizer | None = None) -> None:
+    """Write a stock torch distributed checkpoint beside ours, for other tools; collective.
+
+    It holds pickled metadata and none of our guarantees: nothing in this package resumes from it.
+    """
+    import torch.distributed as dist
+    import torch.distributed.checkpoint as dcp
+
+    state: dict[str, Any] = {"model": ModelState(model)}
+    if optimizer is not None:
+        state["optim"] = OptimizerState(model, optimizer)
+    alone = not (dist.is_available() and dist.is_initialized())
+    dcp.save(state, checkpoint_id=directory, no_dist=alone)

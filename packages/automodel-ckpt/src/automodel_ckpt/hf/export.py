@@ -53,7 +53,7 @@ class _Shard:
 
 
 def export_hf(
-    model: torch.nn.Module,
+    model: torch.nn.Module | str | os.PathLike,
     directory: str | os.PathLike,
     *,
     tokenizer: Any = None,
@@ -71,7 +71,8 @@ def export_hf(
     Sharded parameters are gathered one conversion group at a time (usually one tensor), written by rank 0.
 
     Args:
-        model: a Transformers model (plain, DDP, FSDP2, DTensor), or any module: then only weights are written.
+        model: a Transformers model (plain, DDP, FSDP2, DTensor), or any module: then only weights are written. Or the
+            path of a checkpoint: see `automodel_ckpt.consolidate`, which then does the work in this one process.
         tokenizer, processor: objects with ``save_pretrained``.
         dtype: cast floating-point weights, such as ``torch.bfloat16``; default: each tensor's own.
         shard_size: largest file, such as ``"5GB"``.
@@ -83,6 +84,8 @@ def export_hf(
     Raises: UnsupportedState: adapter weights are in the model: merge or save the adapter instead.
         AlreadyExists. StateMismatch: a weight is not finite. SaveFailed: on every rank.
     """
+    if isinstance(model, (str, os.PathLike)):
+        return _export_checkpoint(model, directory, tokenizer, processor, dtype, shard_size, assets, overwrite)
     model = unwrap(model)
     coordinator = make_coordinator(process_group, deadline_s=deadline_s)
     target_dtype = getattr(torch, dtype.removeprefix("torch.")) if isinstance(dtype, str) else dtype
@@ -111,6 +114,26 @@ def export_hf(
         # Closing renames on rank 0; no rank returns before the directory has its name.
         coordinator.ballot(title, stack.close, lambda _: None)
     return Path(directory)
+
+
+def _export_checkpoint(
+    path: str | os.PathLike,
+    directory: str | os.PathLike,
+    tokenizer: Any,
+    processor: Any,
+    dtype: torch.dtype | str | None,
+    shard_size: str | int,
+    assets: str | os.PathLike | None,
+    overwrite: bool,
+) -> Path:
+    from automodel_ckpt.hf.consolidate import consolidate
+
+    if tokenizer is not None or processor is not None:
+        raise ValueError(
+            "a checkpoint is exported with the files of assets=; pass a model to write a tokenizer object."
+        )
+    wanted = getattr(torch, dtype.removeprefix("torch.")) if isinstance(dtype, str) else dtype
+    return consolidate(path, directory, assets=assets, dtype=wanted, shard_size=shard_size, overwrite=overwrite)
 
 
 def export_tensors(model: torch.nn.Module) -> tuple[dict[str, Tensor], bool]:
