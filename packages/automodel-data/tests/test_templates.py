@@ -215,10 +215,11 @@ def test_marks_that_leave_the_stop_token_out_are_stretched_over_it(labels, make_
     [
         ("{% for m in messages %}{{ m.content }}\n{% endfor %}", "without a stop token"),
         ("{% for m in messages %}{{ m.role }}<|im_end|>{% endfor %}", "hides or rewrites"),
+        ("{% for m in messages %}{{ m.content | length }}:{{ m.content }}<|im_end|>{% endfor %}", "hides or rewrites"),
         ("{{ raise_exception('no such role') }}", "the chat template raises: no such role"),
         ("{{ messages[9].content.nope() }}", "the chat template raises"),
     ],
-    ids=["no stop", "hidden", "raises", "undefined"],
+    ids=["no stop", "hidden", "changed by a marker", "raises", "undefined"],
 )
 def test_a_template_that_cannot_be_masked_says_why(source, why, make_tokenizer):
     template = ChatTemplate(make_tokenizer("chatml"), chat_template=source)

@@ -219,8 +219,9 @@ def many(n: int) -> list[dict]:
     return [*rows[: n // 2], "{broken", *rows[n // 2 :]]
 
 
-def test_cached_equals_fresh_and_two_processes_equal_one(tmp_path, tokenizer):
-    path = write(tmp_path / "a.jsonl", many(4500))
+def test_cached_equals_fresh_and_two_processes_equal_one(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setattr("automodel_data.build._CHUNK", 200)  # several tasks for each process
+    path = write(tmp_path / "a.jsonl", many(900))
     fresh = ChatDataset(path, tokenizer, cache=False)
     two = ChatDataset(path, tokenizer, cache=False, num_proc=2)
     built, cached = (ChatDataset(path, tokenizer) for _ in range(2))
