@@ -7,13 +7,17 @@ from automodel_recipes.__about__ import __version__
 
 _HOMES = {
     "BaseRecipe": "automodel_recipes.base",
+    "KnowledgeDistillationRecipe": "automodel_recipes.llm.kd",
     "LLMFinetuneRecipe": "automodel_recipes.llm.finetune",
+    "SequenceClassificationRecipe": "automodel_recipes.llm.seq_cls",
+    "SlurmConfig": "automodel_recipes.launch.slurm",
     "TrainOptions": "automodel_recipes.options",
+    "VLMFinetuneRecipe": "automodel_recipes.vlm.finetune",
     "load_config": "automodel_core.config",
     "setup_logging": "automodel_recipes.loggers.logging_setup",
 }
 
-__all__ = ["BaseRecipe", "LLMFinetuneRecipe", "TrainOptions", "__version__", "load_config", "setup_logging"]
+__all__ = ["__version__", *sorted(_HOMES)]
 
 
 def __getattr__(name: str) -> Any:

@@ -161,6 +161,11 @@ _LLM: dict[str, Section] = {
             "restore_from": _text("A checkpoint to start from."),
         },
     ),
+    "slurm": Section(
+        "The job of `launch slurm`.",
+        takes=("automodel_recipes.launch.slurm:SlurmConfig",),
+        keys={"extra_mounts": Key({"type": "array"}, "Directories {source, dest} that the container sees.")},
+    ),
     "evaluation": Section(
         "What is measured besides validation loss.",
         keys={

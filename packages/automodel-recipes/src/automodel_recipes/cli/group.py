@@ -29,6 +29,7 @@ VERBS = {
     "config": Verb("automodel_recipes.cli.config:config", "Prepare", "Values and their origins; what a key means."),
     "doctor": Verb("automodel_recipes.cli.doctor:doctor", "Prepare", "Versions, devices, kernels and disk space."),
     "recipes": Verb("automodel_recipes.cli.recipes:recipes", "Prepare", "List, copy and show the shipped recipes."),
+    "launch": Verb("automodel_recipes.cli.launch:launch", "Scale", "Put a run on a cluster."),
     "ckpt": Verb("automodel_recipes.cli.ckpt:ckpt", "Outputs", "Inspect and convert checkpoints."),
 }
 _SECTIONS = ("Run", "Prepare", "Outputs", "Scale")
