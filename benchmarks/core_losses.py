@@ -1,6 +1,7 @@
 """Fused-linear cross-entropy against a plain head and ``F.linear_cross_entropy``: time and extra peak memory.
 
-Every variant runs in a process of its own for memory; times are taken in one process, variants in turn.
+Every variant runs in a process of its own for memory; times are CPU times of one process, variants in turn, so that
+other work on the machine does not decide.
 Prints one JSON row per comparison. ``python benchmarks/core_losses.py [--tokens 2048]``
 """
 
@@ -77,15 +78,15 @@ def main() -> None:
         child(args.child, steps(args.tokens, args.hidden, args.vocab, args.masked)[args.child])
         return
     shape = {"tokens": args.tokens, "hidden": args.hidden, "vocab": args.vocab, "threads": torch.get_num_threads()}
-    for masked in (0.0, 0.7):
+    for masked in (0.0, 0.7) if args.masked is None else (args.masked,):
         variants = steps(args.tokens, args.hidden, args.vocab, masked)
         times: dict[str, list[float]] = {name: [] for name in variants}
         for repeat in range(args.repeats + 1):
             for name, step in variants.items():
-                start = time.perf_counter()
+                start = time.process_time()
                 step()
                 if repeat:
-                    times[name].append(time.perf_counter() - start)
+                    times[name].append(time.process_time() - start)
         sizes = [f"--{key}={shape[key]}" for key in ("tokens", "hidden", "vocab")] + [f"--masked={masked}"]
         memory = {name: peak_extra_mib(name, sizes) for name in variants}
         ours = statistics.median(times["fused_linear"])
@@ -96,7 +97,7 @@ def main() -> None:
                 "memory_ratio": round(memory[name] / memory["fused_linear"], 2),
                 "extra_mib": round(memory[name], 1),
             }
-            print(json.dumps({"benchmark": "core_losses", **row, **shape}))
+            print(json.dumps({"benchmark": "core_losses", **row, **shape}), flush=True)
 
 
 if __name__ == "__main__":
