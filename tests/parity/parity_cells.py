@@ -21,6 +21,7 @@ LAYOUTS: dict[int, dict[str, dict[str, Any]]] = {
         "TP+SP": {"tp_size": 2, "sequence_parallel": True},
         "CP": {"cp_size": 2},
         "CP+packed": {"cp_size": 2},
+        "EP": {"ep_size": 2},
         "PP": {"pp_size": 2},
         "PP interleaved": {"pp_size": 2, "pp_schedule": "interleaved1f1b", "stages_per_rank": 2},
     },
@@ -29,6 +30,8 @@ LAYOUTS: dict[int, dict[str, dict[str, Any]]] = {
         "FSDP2xTP": {"tp_size": 2},
         "FSDP2xTP+SP": {"tp_size": 2, "sequence_parallel": True},
         "FSDP2xCP": {"cp_size": 2},
+        "EP": {"ep_size": 4},
+        "EPxTP": {"ep_size": 2, "tp_size": 2},
         "FSDP2xPP": {"pp_size": 2},
         "TPxPP": {"tp_size": 2, "pp_size": 2},
     },
@@ -72,7 +75,7 @@ def applies(layout: str, model: str) -> bool:
     """Layouts that a model has no use for, or that are refused with a message."""
     if model == "llava" and ("CP" in layout or "SP" in layout):
         return False
-    if layout.startswith("EP") or "xEP" in layout:
+    if layout.startswith("EP"):
         return model == "mixtral"
     return True
 

@@ -47,8 +47,7 @@ def check(cells: list[Cell], capsys) -> None:
 
 
 def test_quick(capsys) -> None:
-    layouts = [layout for layout in LAYOUTS[2] if layout != "EP"]
-    cells = cells_for(2, layouts, ["llama"], loras=(True,)) + cells_for(
+    cells = cells_for(2, LAYOUTS[2], ["llama"], loras=(True,)) + cells_for(
         2, ["FSDP2", "TP+SP"], ["gemma2"], loras=(False,)
     )
     check(cells, capsys)

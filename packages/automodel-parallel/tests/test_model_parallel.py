@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, Phi3Config
+from transformers import AutoModelForCausalLM, LlamaConfig, MixtralConfig, Phi3Config
 
 from automodel_parallel import FSDP2Manager
 from automodel_parallel.context_parallel import documents
@@ -45,6 +45,9 @@ def _refusals(info: DistInfo) -> list[str]:
         (build(), {"pp_size": 2, "pp_schedule": "2f2b"}),
         (build(), {"pp_size": 2, "stages_per_rank": 2}),
         (build(), {"sequence_parallel": True}),
+        (build(), {"ep_size": 2}),
+        (build(MixtralConfig, num_local_experts=3), {"ep_size": 2}),
+        (build(), {"ep_size": 2, "dp_replicate_size": 2, "cp_size": 1}),
     ]
     messages = []
     for model, settings in cases:
@@ -70,6 +73,9 @@ def test_what_does_not_fit_is_refused(ranks) -> None:
         "pp_schedule='2f2b': it must be one of gpipe, 1f1b, interleaved1f1b",
         "stages_per_rank=2 with pp_schedule='1f1b'",
         "sequence_parallel without tensor ranks: set tp_size to 2 or more",
+        "ep_size=2 on LlamaForCausalLM: it has no experts",
+        "ep_size=2 with 3 experts in 'model.layers.0.mlp.experts': it must divide. Change it.",
+        "ep_size=2 with 1 sharding ranks (dp_shard 1 x cp 1)",
     ]
     for messages in ranks.run(_refusals, 2):
         assert len(messages) == len(expected)

@@ -19,6 +19,7 @@ from automodel_parallel.blocks import find_blocks
 from automodel_parallel.compile import CompileConfig, compile_blocks
 from automodel_parallel.context import ParallelContext
 from automodel_parallel.context_parallel import ContextParallelState, apply_context_parallel, shard_sequence
+from automodel_parallel.expert_parallel import apply_expert_parallel
 from automodel_parallel.init import DistInfo, ensure_process_group
 from automodel_parallel.mesh import Meshes, ParallelDims
 from automodel_parallel.pipeline import SCHEDULES, Pipeline
@@ -70,6 +71,8 @@ class FSDP2Manager:
     """Stages of each pipeline rank, taken in turns: a smaller bubble for more communication."""
     layers_per_stage: Sequence[int] | None = None
     """Decoder layers of each stage; None: as even as can be."""
+    ep_size: int | str | None = None
+    """Expert ranks of a mixture of experts: 1, or all ranks that share one copy (``dp_shard x cp``)."""
     activation_checkpointing: bool | str | Mapping[str, Any] | ActivationCheckpointing | None = None
     """``true`` or ``full``, ``selective``, or a mapping; see ``ActivationCheckpointing``."""
     compile: bool | Mapping[str, Any] | CompileConfig | None = None
@@ -87,6 +90,7 @@ class FSDP2Manager:
             tp_size=self.tp_size,
             cp_size=self.cp_size,
             pp_size=self.pp_size,
+            ep_size=self.ep_size,
         )
         self._check(dims)
         ensure_process_group(info)
@@ -99,6 +103,12 @@ class FSDP2Manager:
         for name in ("sequence_parallel", "loss_parallel", "tp_plan"):
             if getattr(self, name) and dims.tp == 1:
                 raise ValueError(f"{name} without tensor ranks: set tp_size to 2 or more, or remove {name}.")
+        if dims.ep not in (1, dims.dp_shard * dims.cp) or (dims.ep > 1 and dims.dp_replicate > 1):
+            raise ValueError(
+                f"ep_size={dims.ep} with dp_replicate {dims.dp_replicate}, dp_shard {dims.dp_shard} and cp {dims.cp}: "
+                f"experts spread over all ranks of one copy. Set ep_size to {dims.dp_shard * dims.cp} and "
+                "dp_replicate_size to 1."
+            )
         self._check_pipeline(dims)
 
     def _check_pipeline(self, dims: ParallelDims) -> None:
@@ -144,6 +154,8 @@ class FSDP2Context(ParallelContext):
                 loss_parallel=manager.loss_parallel,
                 report=report,
             )
+        shards = self.meshes.shard["dp_shard_cp"]
+        experts = apply_expert_parallel(model, shards, report=report) if self.dims.ep > 1 else set()
         ranges = self._prune_to_stages(model, report) if self.dims.pp > 1 else []
         if self._sequence is not None:
             apply_context_parallel(model, self._sequence, report=report)
@@ -151,7 +163,7 @@ class FSDP2Context(ParallelContext):
         checkpointing = ActivationCheckpointing.parse(manager.activation_checkpointing)
         apply_activation_checkpointing(model, checkpointing, compiled=compiler.enabled, report=report)
         compile_blocks(model, compiler, report=report)
-        apply_fsdp2(model, self.meshes.shard, manager=self.manager, report=report)
+        apply_fsdp2(model, self.meshes.shard, manager=manager, report=report, ignored=experts)
         model = self._to_device(model)
         if ranges:
             self.pipeline = self._build_pipeline(model, ranges)
@@ -200,7 +212,9 @@ class FSDP2Context(ParallelContext):
         yield
 
 
-def apply_fsdp2(model: nn.Module, mesh: DeviceMesh, *, manager: FSDP2Manager, report: ParallelReport) -> None:
+def apply_fsdp2(
+    model: nn.Module, mesh: DeviceMesh, *, manager: FSDP2Manager, report: ParallelReport, ignored: set[nn.Parameter]
+) -> None:
     """``fully_shard`` each block, then the root, all summing over ``dp_shard x cp`` (and over ``dp_replicate``)."""
     replicas, shards = mesh["dp_replicate"].size(), mesh["dp_shard_cp"].size()
     policy = parse_mp_policy(manager.mp_policy)
@@ -210,6 +224,7 @@ def apply_fsdp2(model: nn.Module, mesh: DeviceMesh, *, manager: FSDP2Manager, re
     sharding: dict[str, Any] = {
         "mesh": mesh["dp_replicate", "dp_shard_cp"] if replicas > 1 else mesh["dp_shard_cp"],
         "mp_policy": policy,
+        "ignored_params": ignored or None,
         "shard_placement_fn": partial(_shard_dim, shards=shards),
         "offload_policy": CPUOffloadPolicy() if manager.cpu_offload else OffloadPolicy(),
     }
