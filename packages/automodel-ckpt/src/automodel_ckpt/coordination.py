@@ -96,7 +96,7 @@ class StoreCoordinator:
                 self._post(f"{base}/{self.rank}", {"title": title, **outcome})
                 verdict = self._wait(f"{base}/verdict", 2 * self.deadline_s)
             if verdict is not None:
-                self._part(base)
+                self._part(base, failed="error" in verdict)
         except _STORE_ERRORS as error:
             raise failure(f"{title}: rank {self.rank} lost the store of the process group: {error}") from error
         if verdict is None:
@@ -145,12 +145,13 @@ class StoreCoordinator:
             pause = min(pause * 1.5, 0.05)
         return json.loads(self.store.get(key))
 
-    def _part(self, base: str) -> None:
+    def _part(self, base: str, *, failed: bool) -> None:
         """End a ballot: rank 0, in whose process the store lives, stays until every rank has read the verdict."""
         count = self.store.add(f"{base}/read", 1)
         if self.rank:
             return
-        end = time.monotonic() + min(self.deadline_s, _PARTING_S)
+        # After a failure somebody may be dead; those alive poll at least every 50 ms.
+        end = time.monotonic() + (1.0 if failed else min(self.deadline_s / 4, _PARTING_S))
         while count < self.world_size and time.monotonic() < end:
             time.sleep(0.0005)
             count = self.store.add(f"{base}/read", 0)
