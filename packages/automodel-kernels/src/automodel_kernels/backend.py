@@ -95,10 +95,13 @@ def why_not_triton(*tensors: Tensor | None) -> str:
     return triton_missing(devices.pop().type) if devices else "no tensor input"
 
 
-@torch.compiler.assume_constant_result
 def triton_missing(device_type: str) -> str:
     """Return why Triton has no driver for a device type, or an empty string."""
     return _triton_missing(device_type)
+
+
+# What torch.compiler.assume_constant_result sets; calling it would import the compiler, and with it triton.
+triton_missing._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @functools.cache

@@ -26,10 +26,13 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Rows as aligned text."""
-    lines = [[_cell(row.get(column)) for column in _COLUMNS] for row in rows]
+    """Rows as aligned text, then one line for each implementation that could not run, with the reason."""
+    shown = [row for row in rows if row["status"] != "unsupported"]
+    lines = [[_cell(row.get(column)) for column in _COLUMNS] for row in shown]
     widths = [max(len(line[i]) for line in [list(_COLUMNS), *lines]) for i in range(len(_COLUMNS))]
-    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths)) for line in [list(_COLUMNS), *lines])
+    text = ["  ".join(cell.ljust(w) for cell, w in zip(line, widths)).rstrip() for line in [list(_COLUMNS), *lines]]
+    absent = dict.fromkeys(f"{row['impl']}: {row['reason']}" for row in rows if row["status"] == "unsupported")
+    return "\n".join([*text, *absent])
 
 
 def read_rows(path: str) -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """Cross-entropy on given logits: one online-softmax pass forward, one pass backward, float32 logits never stored."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from automodel_kernels import reference
@@ -53,6 +54,8 @@ def token_losses_torch(logits: Tensor, labels: Tensor, options: LossOptions) -> 
     """The PyTorch twin's token losses; an empty batch stays connected to the graph."""
     if logits.shape[0] == 0:
         return logits.sum(-1).to(torch.promote_types(logits.dtype, torch.float32))
+    if options.plain and logits.dtype in (torch.float32, torch.float64):  # torch's fused one, a fifth of the time
+        return F.cross_entropy(logits, labels, ignore_index=options.ignore_index, reduction="none")
     return reference.token_cross_entropy(
         logits,
         labels,

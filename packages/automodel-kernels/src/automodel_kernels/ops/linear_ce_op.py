@@ -52,7 +52,8 @@ def linear_ce(
     """
     options = LossOptions(ignore_index, softcap or None, z_loss, label_smoothing)
     wants = (want_hidden, want_weight, want_bias)
-    losses, grads = _run(hidden, weight, bias, labels, label_index, None, options, rows, triton, wants)
+    with torch.autocast(hidden.device.type, enabled=False):  # inputs have their dtype: a second cast would lose bits
+        losses, grads = _run(hidden, weight, bias, labels, label_index, None, options, rows, triton, wants)
     loss = losses if per_token else losses.sum()
     return (loss, *(_cast_or_empty(g, p, hidden) for g, p in zip(grads, (hidden, weight, bias))))
 
@@ -107,7 +108,8 @@ def linear_ce_recompute(
     """Return the gradients for one upstream gradient per token, ``[N]``, recomputing the logits."""
     options = LossOptions(ignore_index, softcap or None, z_loss, label_smoothing)
     wants = (want_hidden, want_weight, want_bias)
-    _, grads = _run(hidden, weight, bias, labels, label_index, token_grad, options, rows, triton, wants)
+    with torch.autocast(hidden.device.type, enabled=False):
+        _, grads = _run(hidden, weight, bias, labels, label_index, token_grad, options, rows, triton, wants)
     gh, gw, gb = (_cast_or_empty(g, p, hidden) for g, p in zip(grads, (hidden, weight, bias)))
     return gh, gw, gb
 
