@@ -128,7 +128,12 @@ class LocalDirectory(LocalDisk):
 
 
 def open_directory(root: str | os.PathLike | Directory) -> Any:
-    """The directory for a path or URL; a ready one is passed through."""
+    """The directory for a path; a ready one is passed through.
+
+    Raises: ValueError: a URL. An object store has no rename to publish by.
+    """
+    if isinstance(root, str) and "://" in root:
+        raise ValueError(f"{root!r} is a URL: checkpoints are written to file systems. Mount it, or copy them there.")
     if isinstance(root, (str, os.PathLike)):
         return LocalDirectory(root)
     return root

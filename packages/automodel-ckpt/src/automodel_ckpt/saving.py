@@ -48,7 +48,7 @@ def save(
     process before that leaves the earlier checkpoints as they were.
 
     Args:
-        root: directory of a run, or a URL that fsspec knows (``s3://bucket/run``), or a `Directory`.
+        root: directory of a run, or a ready `Directory`.
         state: section name -> ``nn.Module`` (plain, DDP, FSDP2, DTensor), optimizer, object with ``state_dict``,
             or nested dicts of plain values, tensors and such objects. Section ``"rank"`` is kept per rank; of the
             others that are not tensors rank 0's is written, and ranks that differ are an error.
