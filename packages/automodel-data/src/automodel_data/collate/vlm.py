@@ -158,6 +158,9 @@ def _packed(
     for key in rows[0].keys() - _BASE_KEYS:
         batch[key] = torch.tensor([[*row[key], *[0] * (length - len(row[key]))] for row in rows])
     stacked = adapter.stack(features) if features else {}
+    # With a cache, transformers does not look for documents in the position ids, and several of these models take the
+    # setting by keyword only.
+    batch["use_cache"] = False
     batch["position_ids"] = adapter.packed_positions(batch["input_ids"], batch["position_ids"], stacked)
     return {**batch, **stacked}
 

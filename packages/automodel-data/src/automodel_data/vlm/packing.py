@@ -14,10 +14,16 @@ _OWN = {"input_ids", "labels", "features", "name"}
 def pack_vlm_rows(dataset: Any, *, packed_sequence_size: int, **keys: Any) -> PackedVLMDataset:
     """Fill rows of at most ``packed_sequence_size`` tokens with whole documents; see `PackedSequence` for ``keys``.
 
-    Raises: DataError: ``split_across_pack``, since a document may not be cut inside its media.
+    Raises: DataError: ``split_across_pack``, since a document may not be cut inside its media; or a family whose
+        models do not keep documents apart.
     """
     if keys.get("split_across_pack"):
         raise DataError("split_across_pack cuts documents, which may hold media. Leave it out for these data.")
+    if not dataset.adapter.can_pack:
+        raise DataError(
+            f"{type(dataset.adapter).__name__} has no packing: models of this family mix packed documents. Leave "
+            "packed_sequence out."
+        )
     packed = PackedSequence(dataset, packed_sequence_size=packed_sequence_size, **keys).pack()
     return PackedVLMDataset(packed.dataset, packed.packs, size=packed.size)
 

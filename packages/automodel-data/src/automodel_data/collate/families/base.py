@@ -29,6 +29,8 @@ class FamilyAdapter:
     """
 
     kinds: tuple[str, ...] = ("image",)
+    can_pack = True
+    """Whether the models keep packed documents apart; False where their own image mask gets in the way."""
 
     def __init__(self, processor: Any, *, chat_template: str | None = None, template_kwargs: Any = None) -> None:
         self.processor, self.tokenizer = processor, processor.tokenizer

@@ -12,6 +12,8 @@ from automodel_data.collate.families.base import FamilyAdapter, Features, is_tok
 class Gemma3Adapter(FamilyAdapter):
     """Every image or crop is ``image_seq_length`` tokens that see each other both ways (``token_type_ids``)."""
 
+    can_pack = False
+
     def placeholder(self, kind: str) -> str:
         return self.processor.boi_token
 

@@ -17,6 +17,8 @@ from automodel_data.vlm.conversation import SLOTS, MediaConversation
 class PaliGemmaAdapter(FamilyAdapter):
     """``<image>...<bos>prompt\\n`` and then the answer with EOS; the prompt sees both ways (``token_type_ids`` 0)."""
 
+    can_pack = False
+
     def _build_template(self, chat_template: str | None, template_kwargs: Any) -> Any:
         return None
 

@@ -18,6 +18,7 @@ class Phi4MultimodalAdapter(FamilyAdapter):
     """Sizes alone do not tell the number of image tokens simply, so a blank of the size asks the image processor."""
 
     kinds = ("image", "audio")
+    can_pack = False
 
     def placeholder(self, kind: str) -> str:
         return self.processor.image_token if kind == "image" else self.processor.audio_token
