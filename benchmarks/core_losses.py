@@ -7,7 +7,6 @@ Prints one JSON row per comparison. ``python benchmarks/core_losses.py [--tokens
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -58,10 +57,16 @@ def peak_extra_mib(variant: str, sizes: list[str]) -> float:
     return float(done.stdout.strip().splitlines()[-1])
 
 
+def peak_rss_mib() -> float:
+    """Largest resident set of this process; ``ru_maxrss`` would begin with that of the process that started it."""
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1024
+
+
 def child(variant: str, step: Step) -> None:
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_rss_mib()
     step()
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    print(peak_rss_mib() - before)
 
 
 def main() -> None:
