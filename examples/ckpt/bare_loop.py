@@ -1,11 +1,12 @@
 """A bare PyTorch loop that survives being killed at any moment. Run it, kill it, run it again.
 
-    python examples/ckpt/bare_loop.py OUTPUT_DIRECTORY [STEPS]
+python examples/ckpt/bare_loop.py OUTPUT_DIRECTORY [STEPS]
 """
 
 import sys
 
 import torch
+
 from automodel_ckpt import latest, load, save
 
 root, steps = sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 20

@@ -1,13 +1,14 @@
 """transformers.Trainer with crash-safe checkpoints. Run it, kill it, run it again.
 
-    python examples/ckpt/hf_trainer.py OUTPUT_DIRECTORY [STEPS]
+python examples/ckpt/hf_trainer.py OUTPUT_DIRECTORY [STEPS]
 """
 
 import sys
 
 import torch
-from automodel_ckpt.hf_trainer import CheckpointCallback
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
+
+from automodel_ckpt.hf_trainer import CheckpointCallback
 
 root, steps = sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 12
 
