@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from automodel_data.errors import DataError
@@ -46,10 +47,7 @@ def default_collater(
     columns = [_checked(row, labels_are_shifted=labels_are_shifted) for row in rows]
     length = round_up(max(len(row["input_ids"]) for row in columns), pad_seq_len_divisible)
     fill = {"input_ids": pad_token_id, "labels": IGNORE_INDEX}
-    batch = {
-        key: torch.tensor([[*row[key], *[fill.get(key, 0)] * (length - len(row[key]))] for row in columns])
-        for key in columns[0]
-    }
+    batch = {key: _padded([row[key] for row in columns], length, fill.get(key, 0)) for key in columns[0]}
     if "sample_id" in rows[0]:
         batch["sample_ids"] = torch.tensor([int(row["sample_id"]) for row in rows])
     batch["label_index"] = label_index(batch["labels"])
@@ -69,55 +67,53 @@ def label_index(labels: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.pad(index, (0, padded - len(index)), value=labels.shape[1] - 1)
 
 
-def _checked(row: Mapping[str, Any], *, labels_are_shifted: bool) -> dict[str, list[int]]:
+def _padded(rows: list[np.ndarray], length: int, value: int) -> torch.Tensor:
+    out = np.full((len(rows), length), value, dtype=np.int64)
+    for i, row in enumerate(rows):
+        out[i, : len(row)] = row
+    return torch.from_numpy(out)
+
+
+def _checked(row: Mapping[str, Any], *, labels_are_shifted: bool) -> dict[str, np.ndarray]:
     """The row's token columns, ``attention_mask`` among them, after its lengths and label alignment were checked."""
     missing = {"input_ids", "labels"} - set(row)
     if missing:
         raise DataError(f"a row has the keys {sorted(row)}: {sorted(missing)} must be among them. Check the dataset.")
-    ids, labels = _as_list(row["input_ids"]), _as_list(row["labels"])
-    if len(ids) != len(labels) or not ids:
+    ids, labels = np.asarray(row["input_ids"], dtype=np.int64), np.asarray(row["labels"], dtype=np.int64)
+    if len(ids) != len(labels) or not len(ids):
         raise DataError(f"a row has {len(ids)} input_ids and {len(labels)} labels: both need the same length >= 1.")
     labels = _unshifted(ids, labels) if labels_are_shifted else _refuse_shifted(ids, labels)
-    columns = {
-        "input_ids": ids,
-        "labels": labels,
-        "attention_mask": _as_list(row.get("attention_mask", [1] * len(ids))),
-    }
+    mask = np.asarray(row["attention_mask"]) if "attention_mask" in row else np.ones(len(ids), dtype=np.int64)
+    columns = {"input_ids": ids, "labels": labels, "attention_mask": mask}
     for key in row.keys() - _OWN_KEYS:
-        value = _as_list(row[key])
-        if len(value) != len(ids):
-            raise DataError(
-                f"row key {key!r} has length {len(value)}, input_ids {len(ids)}: make them equal, or drop the key."
-            )
+        value = np.asarray(row[key])
+        if value.shape != ids.shape:
+            raise DataError(f"row key {key!r} has length {len(value)}, input_ids {len(ids)}: make them equal.")
         columns[key] = value
     return columns
 
 
-def _refuse_shifted(ids: list[int], labels: list[int]) -> list[int]:
-    supervised = [t for t, label in enumerate(labels) if label != IGNORE_INDEX]
-    if not supervised or all(labels[t] == ids[t] for t in supervised):
+def _refuse_shifted(ids: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    supervised = np.flatnonzero(labels != IGNORE_INDEX)
+    if (labels[supervised] == ids[supervised]).all():
         return labels
-    if all(labels[t] == ids[t + 1] for t in supervised if t + 1 < len(ids)):
+    ahead = supervised[supervised + 1 < len(ids)]
+    if (labels[ahead] == ids[ahead + 1]).all():
         raise DataError(
-            "the labels of a row are already shifted (labels[t] == input_ids[t + 1] on every supervised position): "
-            "batches "
-            "carry unshifted labels, the loss would train on the token after next. Set `labels_are_shifted: true` on "
-            "the collator."
+            "the labels of a row are already shifted (labels[t] == input_ids[t + 1] wherever one is supervised): batches "
+            "carry unshifted labels, so the loss would train on the token after next. Set `labels_are_shifted: true` "
+            "on the collator."
         )
     return labels
 
 
-def _unshifted(ids: list[int], labels: list[int]) -> list[int]:
-    back = [IGNORE_INDEX, *labels[:-1]]
-    if any(label not in (IGNORE_INDEX, token) for label, token in zip(back, ids)):
+def _unshifted(ids: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    back = np.concatenate([[IGNORE_INDEX], labels[:-1]])
+    if ((back != IGNORE_INDEX) & (back != ids)).any():
         raise DataError(
             "labels_are_shifted=True, but labels[t] is not input_ids[t + 1] in a row. Leave the setting out."
         )
     return back
-
-
-def _as_list(value: Any) -> list[int]:
-    return value.tolist() if hasattr(value, "tolist") else list(value)
 
 
 def round_up(n: int, multiple: int | None) -> int:
