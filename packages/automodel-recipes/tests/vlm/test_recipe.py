@@ -1,0 +1,122 @@
+"""The vision-language recipe on the engine: splits, resume, LoRA export, what is written."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from automodel_core.config import load_config
+from automodel_recipes.options import TrainOptions
+from automodel_recipes.vlm.finetune import VLMFinetuneRecipe
+
+
+@pytest.fixture(scope="module")
+def qwen(families: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Qwen2.5-VL with its processor, as a directory."""
+    processor, model = families("qwen2_5_vl")
+    path = tmp_path_factory.mktemp("qwen")
+    model.save_pretrained(path)
+    processor.save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def train(qwen: Path, tmp_path: Path) -> Any:
+    """``train(name, steps=..., resume=..., **sections)`` runs in this process; returns the recipe."""
+
+    def run(name: str, *, resume: str = "never", max_steps: int | None = None, **sections: Any) -> VLMFinetuneRecipe:
+        config = {
+            "recipe": "VLMFinetuneRecipe",
+            "seed": 3,
+            "device": "cpu",
+            "model": {
+                "_target_": "automodel_core.NeMoAutoModelForImageTextToText.from_pretrained",
+                "pretrained_model_name_or_path": str(qwen),
+                "dtype": "float32",
+            },
+            "dataset": {"_target_": "mock_vlm", "num_samples": 12, "image_size": 32, "text_only_every": 3},
+            "step_scheduler": {"global_batch_size": 4, "local_batch_size": 4, "num_epochs": 2, "max_steps": 4},
+            "optimizer": {"_target_": "torch.optim.SGD", "lr": 0.1},
+            "checkpoint": {"enabled": False, "checkpoint_dir": str(tmp_path / name)},
+            **{key: value for key, value in sections.items() if key != "checkpoint"},
+        }
+        config["checkpoint"].update(sections.get("checkpoint", {}))
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(config))
+        recipe = VLMFinetuneRecipe(load_config(path), TrainOptions(resume=resume, quiet=True, max_steps=max_steps))
+        try:
+            recipe.setup()
+            recipe.train()
+        finally:
+            recipe.close()
+        return recipe
+
+    return run
+
+
+def losses(recipe: VLMFinetuneRecipe) -> list[float]:
+    lines = (recipe.run_dir.path / "metrics.jsonl").read_text().splitlines()
+    return [row["loss"] for row in map(json.loads, lines) if row["kind"] == "train"]
+
+
+def weights(recipe: VLMFinetuneRecipe) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in recipe.unwrapped().named_parameters()}
+
+
+def test_one_by_four_is_four_by_one_with_images_and_text_mixed(train: Any) -> None:
+    whole = train("whole")
+    split = train("split", step_scheduler={"global_batch_size": 4, "local_batch_size": 1, "max_steps": 4})
+    assert losses(split) == pytest.approx(losses(whole), rel=1e-5)
+    assert losses(whole)[-1] < losses(whole)[0]
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(train: Any) -> None:
+    keep = {"enabled": True}
+    schedule = {"global_batch_size": 4, "local_batch_size": 2, "num_epochs": 2, "ckpt_every_steps": 2, "max_steps": 4}
+    whole = train("straight", step_scheduler=schedule)
+    train("resumed", step_scheduler={**schedule, "max_steps": 2}, checkpoint=keep)
+    second = train("resumed", step_scheduler=schedule, checkpoint=keep, resume="auto")
+    mine, theirs = weights(second), weights(whole)
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+
+
+def test_full_run_writes_a_directory_that_plain_transformers_loads(train: Any) -> None:
+    from transformers import AutoModelForImageTextToText
+
+    from automodel_data.collate.families.parts import load_processor
+
+    recipe = train("full")
+    loaded = AutoModelForImageTextToText.from_pretrained(recipe.run_dir.final, dtype=torch.float32)
+    mine = weights(recipe)
+    assert all(torch.equal(p, mine[name]) for name, p in loaded.named_parameters())
+    assert load_processor(str(recipe.run_dir.final)).image_processor.merge_size == 2
+
+
+def test_lora_leaves_vision_alone_and_peft_loads_it(train: Any, qwen: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForImageTextToText
+
+    peft = {"_target_": "lora", "target_modules": ["*language_model*q_proj", "*language_model*v_proj"], "dim": 4}
+    recipe = train("lora", peft=peft)
+    trained = [name for name, p in recipe.unwrapped().named_parameters() if p.requires_grad]
+    assert trained
+    assert not any("visual" in name for name in trained)
+    base = AutoModelForImageTextToText.from_pretrained(qwen, dtype=torch.float32)
+    loaded = PeftModel.from_pretrained(base, recipe.run_dir.final).eval()
+    batch = next(iter(recipe.train_loader))
+    inputs = {k: v for k, v in batch.items() if k not in ("labels", "label_index", "sample_ids")}
+    with torch.no_grad():
+        assert torch.allclose(loaded(**inputs).logits, recipe.unwrapped().eval()(**inputs).logits, atol=1e-5)
+        with loaded.disable_adapter():
+            assert not torch.allclose(loaded(**inputs).logits, recipe.unwrapped()(**inputs).logits, atol=1e-4)
+
+
+def test_freezing_and_packing_reach_the_engine(train: Any, qwen: Path) -> None:
+    recipe = train("packed", freeze_config={"freeze_vision_tower": True}, packed_sequence={"packed_sequence_size": 128})
+    before = weights(train("none", max_steps=1, optimizer={"_target_": "torch.optim.SGD", "lr": 0.0}))
+    moved = {name for name, p in weights(recipe).items() if not torch.equal(p, before[name])}
+    assert moved
+    assert not any("visual" in name for name in moved)
