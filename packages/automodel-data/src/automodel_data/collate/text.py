@@ -101,8 +101,8 @@ def _refuse_shifted(ids: np.ndarray, labels: np.ndarray) -> np.ndarray:
     if (labels[ahead] == ids[ahead + 1]).all():
         raise DataError(
             "the labels of a row are already shifted (labels[t] == input_ids[t + 1] wherever one is supervised): "
-            "batches carry unshifted labels, so the loss would train on the token after next. Set `labels_are_shifted: true` "
-            "on the collator."
+            "batches carry unshifted labels, so the loss would train on the token after next. "
+            "Set `labels_are_shifted: true` on the collator."
         )
     return labels
 
