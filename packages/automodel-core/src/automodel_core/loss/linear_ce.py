@@ -19,7 +19,7 @@ from automodel_core.loss.reduction import (
     token_losses,
 )
 
-_CPU_CHUNK_BYTES = 48 << 20
+_CPU_CHUNK_BYTES = 16 << 20
 _GPU_CHUNK_BYTES = 1 << 30
 
 
