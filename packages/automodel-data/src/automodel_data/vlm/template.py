@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from automodel_data.errors import BadRow
-from automodel_data.templates import ChatTemplate
+from automodel_data.rows import Conversation
+from automodel_data.templates import ChatTemplate, Rendered
 from automodel_data.vlm.conversation import SLOTS
 
 _SPLIT = re.compile("([" + "".join(SLOTS.values()) + "])")
@@ -29,6 +30,10 @@ class MediaChatTemplate(ChatTemplate):
             self._parts_only = probe not in self._text([{"role": "user", "content": probe}], None)
         except BadRow:
             self._parts_only = True
+
+    def render_prompt(self, conversation: Conversation) -> Rendered:
+        """The conversation up to the generation prompt, nothing trained."""
+        return Rendered(self._text(conversation.messages, conversation.tools, add_generation_prompt=True))
 
     def _render(self, source: str, messages: Sequence[Mapping[str, Any]], tools: Any, **flags: Any) -> Any:
         return super()._render(source, [self._as_parts(m) for m in messages], tools, **flags)

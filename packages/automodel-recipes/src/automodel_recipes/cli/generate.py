@@ -28,12 +28,15 @@ def _model_options(command: F) -> F:
 @_model_options
 @click.option("--prompt", required=True, help="The user's message.")
 @click.option("--system", help="A system message before it.")
+@click.option("--image", "images", multiple=True, type=click.Path(exists=True), help="Ask about it; may be repeated.")
 @output_options
-def generate(path: str, *, prompt: str, system: str | None, as_json: bool, **keys: Any) -> int:
+def generate(path: str, *, prompt: str, system: str | None, images: tuple[str, ...], as_json: bool, **keys: Any) -> int:
     """Answer one prompt with a run, checkpoint, adapter, model directory or hub id.
 
     Example: automodel-recipes generate runs/demo_lora --prompt "Two red mugs, please."
     """
+    if images:
+        return _answer_about_images(path, images, prompt=prompt, system=system, as_json=as_json, **keys)
     model, tokenizer, sampling = _load(path, **keys)
     from automodel_recipes.inference import stream_answer
 
@@ -45,6 +48,30 @@ def generate(path: str, *, prompt: str, system: str | None, as_json: bool, **key
         if not as_json:
             click.echo(_printable(piece), nl=False)
     click.echo(json.dumps({"prompt": prompt, "answer": "".join(pieces)}) if as_json else "")
+    return 0
+
+
+def _answer_about_images(
+    path: str,
+    images: tuple[str, ...],
+    *,
+    prompt: str,
+    system: str | None,
+    as_json: bool,
+    base_model: str | None,
+    max_new_tokens: int,
+    temperature: float,
+    device: str,
+) -> int:
+    if system or temperature:
+        raise click.UsageError("--image answers greedily and without a system message: leave out the other option.")
+    from automodel_parallel.init import resolve_device
+    from automodel_recipes.places import find_place
+    from automodel_recipes.vlm.inference import answer_about_images, load_vlm
+
+    model, processor = load_vlm(find_place(path), base_model=base_model, device=str(resolve_device(device)))
+    answer = answer_about_images(model, processor, images, prompt, max_new_tokens=max_new_tokens)
+    click.echo(json.dumps({"prompt": prompt, "images": images, "answer": answer}) if as_json else _printable(answer))
     return 0
 
 

@@ -41,6 +41,9 @@ class PaliGemmaAdapter(FamilyAdapter):
         text = f"{prompt}{messages[1]['content']}{self.tokenizer.eos_token}"
         return Rendered(text, [(0 if mask == "all" else len(prompt), len(text))])
 
+    def _render_prompt(self, conversation: MediaConversation) -> Rendered:
+        return self.render(conversation, mask="assistant")
+
     def encode(
         self, conversation: MediaConversation, sizes: Sequence[tuple[int, int]], *, mask: str = "assistant"
     ) -> TokenRow:

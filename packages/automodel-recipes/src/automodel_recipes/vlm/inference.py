@@ -1,0 +1,63 @@
+"""Ask a finished vision-language model about images."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from automodel_recipes.places import Place
+
+
+def load_vlm(place: Place, *, base_model: str | None = None, device: str = "cpu") -> tuple[Any, Any]:
+    """A model in eval mode and its processor, from a full run, an adapter or a model directory."""
+    from transformers import AutoModelForImageTextToText
+
+    from automodel_data.collate.families.parts import load_processor
+
+    source = base_model or place.base_model if place.kind == "adapter" else place.path
+    model = AutoModelForImageTextToText.from_pretrained(source, dtype="auto")
+    if place.kind == "adapter":
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, place.path)
+    has_processor = (Path(place.path) / "processor_config.json").is_file()
+    return model.to(device).eval(), load_processor(str(place.path if has_processor else source))
+
+
+@torch.no_grad()
+def answer_about_images(
+    model: Any, processor: Any, images: Sequence[str | Path], prompt: str, *, max_new_tokens: int = 256
+) -> str:
+    """The greedy answer to a question about local images.
+
+    Args:
+        model, processor: from `load_vlm`.
+        images: paths; the media limits of training hold.
+        prompt: the user's message, behind the images.
+
+    Raises: BadRow: an image that cannot be read or is above the limits.
+    """
+    from automodel_data.collate.families import adapter_for
+    from automodel_data.media import MediaLimits, load_image
+    from automodel_data.vlm.conversation import parse_row
+
+    adapter = adapter_for(processor)
+    roots = tuple({str(Path(image).resolve().parent) for image in images})
+    pictures = [load_image(str(Path(image).resolve()), MediaLimits(roots=roots)) for image in images]
+    parts = [*({"type": "image", "image": picture} for picture in pictures), {"type": "text", "text": prompt}]
+    conversation = parse_row({"messages": [{"role": "user", "content": parts}]})
+    ids = adapter.encode_prompt(conversation, [picture.size for picture in pictures])
+    features = adapter.features(pictures, [])
+    columns = {key: torch.tensor([column]) for key, column in adapter.token_columns(ids, [-100] * len(ids)).items()}
+    inputs = {"input_ids": torch.tensor([ids]), **columns, **(adapter.stack([features]) if features else {})}
+    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    tokenizer = processor.tokenizer
+    output = model.generate(
+        **{key: value.to(model.device) for key, value in inputs.items()},
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.eos_token_id,
+    )
+    return str(tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True))
