@@ -220,14 +220,14 @@ def numbers(rng):
 
 
 KINDS = (
-    (echo, 6),
+    (echo, 2),
     (story, 1),
     (talk, 1),
     (questions, 4),
-    (notes, 6),
-    (word_list, 3),
+    (notes, 8),
+    (word_list, 4),
     (records, 1),
-    (fields, 2),
+    (fields, 3),
     (numbers, 2),
 )
 

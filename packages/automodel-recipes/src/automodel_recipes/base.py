@@ -71,10 +71,17 @@ class BaseRecipe:
     def open_directory(self) -> None:
         """Choose the run's directory before anything heavy is loaded; refuse one that holds another run."""
         named = self.config.get("checkpoint.checkpoint_dir")
-        path = Path(named) if named else default_run_path(self.name)
+        path = Path(named) if named else default_run_path(self.name, seconds=self._shared_seconds())
         self.run_dir = choose_run_directory(path, self.options.resume)
         # Every rank has looked before any rank writes.
         self.parallel.any_rank(False)
+
+    def _shared_seconds(self) -> int:
+        """The same wall-clock second on every rank."""
+        now = torch.tensor(int(time.time()), dtype=torch.int64, device=self.device)
+        if self.parallel.world_size > 1:
+            torch.distributed.all_reduce(now, op=torch.distributed.ReduceOp.MAX)
+        return int(now)
 
     def build_tokenizer(self) -> None:
         """What turns text into ids; VLM recipes build a processor here as well."""
@@ -98,13 +105,12 @@ class BaseRecipe:
         section = self.config.get("step_scheduler")
         keys = {} if section is None else section.to_dict()
         keys.pop("log_every_steps", None)
-        if self.options.max_steps is not None:
-            keys["max_steps"] = self.options.max_steps
         keys["global_batch_size"] = global_batch_size(self.config, self.parallel.dp_size)
         keys.setdefault("local_batch_size", 1)
         keys.pop("grad_acc_steps", None)
         self.step_scheduler = StepScheduler(dataloader=self.train_loader, dp_size=self.parallel.dp_size, **keys)
-        self.optimizer = build_recipe_optimizer(self.config, self.model)
+        optimizer = build_recipe_optimizer(self.config, self.unwrapped())
+        self.optimizer = self.parallel.prepare_optimizer(optimizer)
         self.lr_schedule = build_lr_schedule(self.config, self.optimizer, self.step_scheduler.total_steps)
         self.max_grad_norm: float | None = self.config.get("clip_grad_norm.max_norm", 1.0)
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from automodel_ckpt import CheckpointingConfig
 from automodel_recipes.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -17,9 +18,9 @@ class RunCheckpointer:
         self.r = recipe
         section = recipe.config.get("checkpoint")
         keys = {} if section is None else section.to_dict()
-        self.enabled = bool(keys.get("enabled", False))
-        self.max_recent = int(keys.get("max_recent_checkpoints", 2))
-        self.restore_from = keys.get("restore_from")
+        keys.setdefault("enabled", False)
+        self.settings = CheckpointingConfig(**keys)
+        self.enabled = self.settings.enabled
 
     def _state(self) -> dict[str, Any]:
         """Sections in the order of loading: weights first, random state last."""
@@ -39,14 +40,14 @@ class RunCheckpointer:
         """Write a checkpoint of the current step, if checkpoints are enabled."""
         if not self.enabled or self.r.options.dry_run:
             return None
-        from automodel_ckpt import Keep, save
+        from automodel_ckpt import save
 
         r = self.r
         path = save(
             r.run_dir.path,
             self._state(),
             step=r.step_scheduler.step,
-            keep=Keep(last=self.max_recent),
+            keep=self.settings.keep,
             trainable_only=r.built.peft is not None,
             metrics={name: metrics.loss for name, metrics in summary.validation.items()},
         )
@@ -55,7 +56,9 @@ class RunCheckpointer:
 
     def resume(self) -> None:
         """Load the checkpoint that the run starts from."""
-        source = self.r.run_dir.resume_from or (Path(self.restore_from) if self.restore_from else None)
+        source = self.r.run_dir.resume_from or (
+            Path(self.settings.restore_from) if self.settings.restore_from else None
+        )
         if source is None:
             return
         from automodel_ckpt import load

@@ -13,6 +13,12 @@ class RunDirectoryError(RecipeError):
     exit_code = 2
 
 
+class UnusableInputError(RecipeError):
+    """A model, tokenizer or data set that the configuration names cannot be used."""
+
+    exit_code = 2
+
+
 class NonFiniteLossError(RecipeError):
     """The loss or the gradient norm is NaN or infinite."""
 

@@ -56,10 +56,13 @@ def _run_steps(r: "BaseRecipe", summary: TrainSummary) -> None:
         if r.step_scheduler.is_val_step and not r.step_scheduler.is_last_step:
             measure(r, summary, moment="step")
         stopping = r.parallel.any_rank(bool(r.stop))
-        if r.step_scheduler.is_ckpt_step or stopping:
+        enough = r.options.max_steps is not None and r.step_scheduler.step >= r.options.max_steps
+        if r.step_scheduler.is_ckpt_step or stopping or enough:
             r.checkpointer.save(summary)
         if stopping:
             _raise_interrupted(r)
+        if enough:
+            return
         clock = time.monotonic()
 
 

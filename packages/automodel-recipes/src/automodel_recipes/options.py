@@ -10,7 +10,7 @@ class TrainOptions:
     resume: str = "never"
     """``never`` refuses a directory that holds a run, ``auto`` goes on from its newest checkpoint; or a path."""
     max_steps: int | None = None
-    """Stop after this many optimizer steps; overrides ``step_scheduler.max_steps``."""
+    """Stop after this many optimizer steps; schedules keep the length that the YAML gives."""
     dry_run: bool = False
     """Build everything, write nothing but the run's record, train no step."""
     nproc_per_node: int = 1

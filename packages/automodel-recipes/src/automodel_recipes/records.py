@@ -20,6 +20,7 @@ from automodel_recipes.loggers.plot import plot_loss
 from automodel_recipes.run_dir import check_writable
 from automodel_recipes.screen import start_screen
 from automodel_recipes.train_step import StepMetrics
+from automodel_recipes.validation.provenance import provenance
 
 if TYPE_CHECKING:
     from automodel_recipes.base import BaseRecipe
@@ -63,6 +64,8 @@ class RunRecords:
         self._first_step = self.r.step_scheduler.step
         self._loop_start = time.monotonic()
         self._write_run_json(status="running")
+        if self.is_main:
+            write_text(self.r.run_dir.path / "config.yaml", self.r.config.to_yaml())
 
     def resumed(self, source: Path) -> None:
         """Say what the run goes on from."""
@@ -171,6 +174,10 @@ class RunRecords:
             "recipe": type(self.r).__name__,
             "command": sys.argv,
             "config": self.r.config.to_dict(raw=True),
+            "provenance": {
+                row.path: {"value": row.value, "origin": row.origin, "source": row.source}
+                for row in provenance(self.r.config)
+            },
             "versions": package_versions(),
             "python": platform.python_version(),
             "platform": platform.platform(),
@@ -190,9 +197,14 @@ class RunRecords:
 
 
 def write_json(path: Path, record: dict[str, Any]) -> None:
-    """Replace a JSON file in one step, so that a reader never sees half of it."""
+    """Write a record as indented JSON."""
+    write_text(path, json.dumps(record, indent=2, default=str) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a text file in one step, so that a reader never sees half of it."""
     staging = path.with_name(f".{path.name}-{os.getpid()}")
-    staging.write_text(json.dumps(record, indent=2, default=str) + "\n", encoding="utf-8")
+    staging.write_text(text, encoding="utf-8")
     staging.replace(path)
 
 

@@ -4,7 +4,7 @@ import importlib
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
-from automodel_core.config import ConfigNode
+from automodel_core.config import ConfigNode, Policy
 from automodel_recipes.errors import RecipeError
 from automodel_recipes.interrupt import catch_stop_signals
 from automodel_recipes.options import TrainOptions
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 DEFAULT_RECIPE = "LLMFinetuneRecipe"
 
 
-def recipe_class(name: str) -> "type[BaseRecipe]":
-    """The recipe of that name: from entry-point group ``automodel.recipes``, or a dotted path.
+def recipe_class(name: str, policy: Policy | None = None) -> "type[BaseRecipe]":
+    """The recipe of that name: from entry-point group ``automodel.recipes``, or a dotted path that ``policy`` allows.
 
     Raises: RecipeError: no such recipe; lists the known ones.
     """
@@ -24,9 +24,12 @@ def recipe_class(name: str) -> "type[BaseRecipe]":
     if name in known:
         return known[name].load()
     module, _, attribute = name.rpartition(".")
-    if module:
+    if module and policy is not None and policy.allows(name):
         return getattr(importlib.import_module(module), attribute)
-    raise RecipeError(f"recipe {name!r} is not known; known recipes: {', '.join(sorted(known))}.")
+    raise RecipeError(
+        f"recipe {name!r} is not known; known recipes: {', '.join(sorted(known))}. "
+        "A class of your own needs --allow-target."
+    )
 
 
 def run(config: ConfigNode, options: TrainOptions | None = None) -> int:
@@ -35,7 +38,7 @@ def run(config: ConfigNode, options: TrainOptions | None = None) -> int:
     Stop signals end the run after the current step (checkpoint first); what goes wrong is raised with an
     ``exit_code`` attribute, never turned into ``sys.exit``.
     """
-    recipe = recipe_class(config.get("recipe", DEFAULT_RECIPE))(config, options)
+    recipe = recipe_class(config.get("recipe", DEFAULT_RECIPE), config.policy)(config, options)
     with catch_stop_signals(recipe.stop):
         try:
             recipe.setup()

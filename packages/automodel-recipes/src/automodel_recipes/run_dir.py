@@ -28,9 +28,9 @@ class RunDirectory:
         return self.path / "final"
 
 
-def default_run_path(name: str, *, now: datetime.datetime | None = None) -> Path:
-    """``runs/NAME-20260131-235959``: a fresh place for a run whose YAML names none."""
-    stamp = (now or datetime.datetime.now()).strftime("%Y%m%d-%H%M%S")
+def default_run_path(name: str, *, seconds: int) -> Path:
+    """``runs/NAME-20260131-235959``: a fresh place for a run whose YAML names none, from seconds since the epoch."""
+    stamp = datetime.datetime.fromtimestamp(seconds).strftime("%Y%m%d-%H%M%S")
     return Path("runs") / f"{name}-{stamp}"
 
 

@@ -159,6 +159,7 @@ _LLM: dict[str, Section] = {
             "checkpoint_dir": _text("The run's directory; a dated one under runs/ by default."),
             "max_recent_checkpoints": _whole("How many checkpoints to keep.", 1),
             "restore_from": _text("A checkpoint to start from."),
+            "best_metric_key": _text("Validation set whose best checkpoint is kept as well; lower is better."),
         },
     ),
     "slurm": Section(

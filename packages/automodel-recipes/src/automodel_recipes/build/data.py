@@ -7,7 +7,7 @@ from automodel_core.config import ConfigNode
 from automodel_data.collate import default_collater, packed_collater
 from automodel_data.loader import build_dataloader, build_eval_dataloader
 from automodel_recipes.build.call import accepted, build, plain
-from automodel_recipes.errors import RecipeError
+from automodel_recipes.errors import UnusableInputError
 
 
 def build_tokenizer(config: ConfigNode) -> Any:
@@ -25,7 +25,7 @@ def build_tokenizer(config: ConfigNode) -> Any:
     try:
         return AutoTokenizer.from_pretrained(source, **keys)
     except (OSError, ValueError) as error:
-        raise RecipeError(
+        raise UnusableInputError(
             f"no tokenizer can be loaded from {source}: {error} "
             "Name one by tokenizer.pretrained_model_name_or_path, a local directory or a hub id."
         ) from error
@@ -34,7 +34,7 @@ def build_tokenizer(config: ConfigNode) -> Any:
 def _model_source(config: ConfigNode) -> str:
     source = config.path("model.pretrained_model_name_or_path")
     if source is None:
-        raise RecipeError(
+        raise UnusableInputError(
             "the model section names no pretrained_model_name_or_path, so there is no tokenizer to take from it. "
             "Add tokenizer.pretrained_model_name_or_path."
         )

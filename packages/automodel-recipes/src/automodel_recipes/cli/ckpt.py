@@ -13,6 +13,28 @@ def ckpt() -> None:
     """
 
 
+def _forward(name: str, help_text: str) -> None:
+    """A command that automodel_ckpt's own console script carries out."""
+
+    @ckpt.command(name, help=help_text, context_settings={"ignore_unknown_options": True, "help_option_names": []})
+    @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+    def forwarded(arguments: tuple[str, ...]) -> int:
+        from automodel_ckpt.cli import main
+
+        return main([name, *arguments])
+
+
+for _name, _help in (
+    ("ls", "List the checkpoints of a run."),
+    ("verify", "Read every byte of a checkpoint and compare it with its hash."),
+    ("export", "Write a Hugging Face directory from a checkpoint, in bounded memory."),
+    ("diff", "Compare two checkpoints tensor by tensor."),
+    ("gc", "Delete leftovers of dead runs and old checkpoints."),
+    ("import", "Take over a checkpoint of torch DCP or NeMo Automodel."),
+):
+    _forward(_name, _help)
+
+
 @ckpt.command()
 @click.argument("path")
 @click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="New directory for the model.")

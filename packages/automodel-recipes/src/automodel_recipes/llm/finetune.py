@@ -5,7 +5,7 @@ from typing import Any
 
 from automodel_recipes.base import BaseRecipe
 from automodel_recipes.build.data import build_collate_fn, build_dataset, build_eval_loader, build_train_loader
-from automodel_recipes.errors import RecipeError
+from automodel_recipes.errors import UnusableInputError
 
 _FACT_ROWS = 2000
 
@@ -45,10 +45,10 @@ class LLMFinetuneRecipe(BaseRecipe):
         config = self.config
         dataset = build_dataset(config.dataset, tokenizer=self.tokenizer)
         if len(dataset) == 0:
-            raise RecipeError("the training dataset has no rows. Check dataset's path, split and filters.")
+            raise UnusableInputError("the training dataset has no rows. Check dataset's path, split and filters.")
         self.data_facts = data_facts(dataset)
         if self.data_facts.num_label_tokens == 0:
-            raise RecipeError(
+            raise UnusableInputError(
                 f"none of the first {self.data_facts.num_rows_seen} training rows has a supervised token. "
                 "Check the chat template and the columns with `automodel-recipes data show`."
             )

@@ -7,7 +7,7 @@ import torch
 from automodel_core.loss import KDLoss, forward_kd_loss
 from automodel_recipes.batches import Batch
 from automodel_recipes.build.call import build
-from automodel_recipes.errors import RecipeError
+from automodel_recipes.errors import UnusableInputError
 from automodel_recipes.llm.finetune import LLMFinetuneRecipe
 
 
@@ -25,7 +25,7 @@ class KnowledgeDistillationRecipe(LLMFinetuneRecipe):
         if self.config.get("loss_fn") is None:
             self.loss_fn = KDLoss()
         if not isinstance(self.loss_fn, KDLoss):
-            raise RecipeError(
+            raise UnusableInputError(
                 f"loss_fn is {type(self.loss_fn).__name__}; distillation needs a KDLoss. "
                 "Write loss_fn: {_target_: kd_loss, temperature: 2.0, kd_ratio: 0.5}."
             )
