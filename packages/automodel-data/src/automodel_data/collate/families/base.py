@@ -93,6 +93,14 @@ class FamilyAdapter:
         rendered = self.expand(self.render(conversation, mask=mask), conversation, sizes)
         return self._checked(self.encoder.encode([rendered])[0], conversation, sizes)
 
+    def encode_prompt(self, conversation: MediaConversation, sizes: Sequence[tuple[int, int]]) -> list[int]:
+        """Ids up to where the model's answer begins. Raises: BadRow: as `encode`."""
+        rendered = self.expand(self._render_prompt(conversation), conversation, sizes)
+        return self.encoder.encode([rendered])[0].input_ids.tolist()
+
+    def _render_prompt(self, conversation: MediaConversation) -> Rendered:
+        return self.template.render_prompt(conversation.text)
+
     def expand(self, rendered: Rendered, conversation: MediaConversation, sizes: Sequence[tuple[int, int]]) -> Rendered:
         """The rendered text with each placeholder replaced by its expansion, spans moved along."""
         found = self._find_placeholders(rendered.text, conversation)
