@@ -36,6 +36,12 @@ class BaseRecipe:
 
     name = "base"
 
+    # Set by ``build_data``.
+    train_loader: Any
+    eval_loaders: dict[str, Any]
+    eval_rows: Any
+    data_facts: Any
+
     def __init__(self, config: ConfigNode, options: TrainOptions | None = None) -> None:
         self.config = config
         self.options = options or TrainOptions()

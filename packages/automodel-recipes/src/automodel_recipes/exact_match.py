@@ -110,7 +110,7 @@ def _generate(
     pad_id = stop_ids[0] if stop_ids else 0
     input_ids = torch.tensor([[pad_id] * (width - len(p)) + p for p in prompts], device=device)
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
-    output = model.generate(  # type: ignore[operator]
+    output = model.generate(
         input_ids=input_ids,
         attention_mask=mask,
         max_new_tokens=max_new_tokens,

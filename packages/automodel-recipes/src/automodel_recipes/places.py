@@ -57,11 +57,12 @@ def _directory(path: Path) -> Place:
 def _checkpoint(run: Path, mark: str) -> Path:
     from automodel_ckpt import best, latest
 
+    found: Path | None
     if mark.isdigit():
-        found = run / f"step-{int(mark):08d}"
-        found = found if found.is_dir() else None
+        step = run / f"step-{int(mark):08d}"
+        found = step if step.is_dir() else None
     else:
-        found = best(run) if mark == "best" else latest(run)
+        found = best(run, "val") if mark == "best" else latest(run)
     if found is None:
         there = ", ".join(sorted(p.name for p in run.glob("step-*"))) or "none"
         raise RecipeError(f"{run} has no checkpoint {mark!r}. Checkpoints there: {there}.")

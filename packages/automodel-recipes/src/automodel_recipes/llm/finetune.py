@@ -68,8 +68,8 @@ class LLMFinetuneRecipe(BaseRecipe):
         config = self.config
         section = config.get("validation_dataloader") or config.get("dataloader")
         collate = self.build_collate_fn(section, packed=False)
-        self.eval_loaders: dict[str, Any] = {}
-        self.eval_rows: list[dict[str, Any]] = []
+        self.eval_loaders = {}
+        self.eval_rows = []
         for key in config:
             if key != "validation_dataset" and not key.startswith("validation_dataset_"):
                 continue

@@ -50,8 +50,8 @@ class VLMFinetuneRecipe(LLMFinetuneRecipe):
 
     def _build_validation(self) -> None:
         collate = self._collate("validation_dataloader" if "validation_dataloader" in self.config else "dataloader")
-        self.eval_loaders: dict[str, Any] = {}
-        self.eval_rows: Any = []
+        self.eval_loaders = {}
+        self.eval_rows = []
         for name, section in self._validation_sections():
             rows = self._rows(section)
             self.eval_loaders[name] = build_eval_loader(self.config, rows, collate_fn=collate, parallel=self.parallel)
@@ -90,7 +90,8 @@ class VLMFinetuneRecipe(LLMFinetuneRecipe):
         section = self.config.get(name)
         node = section.get("collate_fn") if section is not None else None
         if node is None:
-            return BoundCollate(COLLATE_FNS.get(type(self.processor).__name__, default_collate_fn), self.processor, {})
+            by_name: Any = COLLATE_FNS.get(type(self.processor).__name__, default_collate_fn)
+            return BoundCollate(by_name, self.processor, {})
         keys = {key: value for key, value in node.to_dict().items() if key != "_target_"}
         target: Any = node.target()
         if not accepted(target, {"processor": self.processor}):
