@@ -21,7 +21,7 @@ CORPUS = ROOT / "runs/tiny_corpus"
 ORDERS_SEED, CORPUS_SEED, VALIDATION_SEED = 7, 1, 2
 NUM_TRAIN, NUM_HELDOUT = 4000, 256
 NUM_DOCUMENTS, NUM_VALIDATION_DOCUMENTS, NUM_TOKENIZER_DOCUMENTS = 100_000, 500, 30_000
-VOCAB_SIZE = 1152
+VOCAB_SIZE = 1088
 SHAPE = {
     "hidden_size": 128,
     "intermediate_size": 384,
@@ -30,8 +30,8 @@ SHAPE = {
     "num_key_value_heads": 4,
     "max_position_embeddings": 512,
     "tie_word_embeddings": True,
-    "initializer_range": 0.09,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+    "initializer_range": 0.02,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
 }
 
 
@@ -63,7 +63,7 @@ def make_tokenizer():
     from tiny.tokenizer import train_tokenizer
     from transformers import GenerationConfig, LlamaConfig
 
-    tokenizer = train_tokenizer(corpus.documents(CORPUS_SEED, NUM_TOKENIZER_DOCUMENTS), VOCAB_SIZE)
+    tokenizer = train_tokenizer(corpus.documents(CORPUS_SEED, NUM_TOKENIZER_DOCUMENTS), VOCAB_SIZE, corpus.FIELD_KEYS)
     tokenizer.save_pretrained(ASSETS / "tiny_llama")
     ids = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     config = LlamaConfig(vocab_size=len(tokenizer), architectures=["LlamaForCausalLM"], dtype="float32", **SHAPE, **ids)

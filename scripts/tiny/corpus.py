@@ -38,6 +38,13 @@ VALUES = {
     "title": list(THINGS),
     "weather": WEATHER,
 }
+SCENE_KINDS = ("who", "town", "count", "thing", "color", "day", "animal", "place", "food", "mood")
+# What stands before a value, each one token of the tokenizer.
+FIELD_KEYS = [
+    *(f"{kind}: " for kind in SCENE_KINDS),
+    *(f'"{key}": "' for key in RECORD_KEYS),
+    *(f'"{key}": ' for key in RECORD_KEYS),
+]
 WORDS = [*PEOPLE, *TOWNS, *COLORS, *THINGS, *THINGS.values(), *NUMBERS.values(), *ANIMALS, *FOODS, *PLACES, *VERBS]
 USER, ASSISTANT, END = "<|user|>\n", "<|assistant|>\n", "<|end|>\n"
 
@@ -145,8 +152,7 @@ def notes(rng):
     """A scene as notes: one "kind: word" line each."""
     text, answers = scene(rng)
     kinds = rng.sample(list(answers), len(answers))
-    quote = rng.choice(["", '"'])
-    return f"{text}\n" + "\n".join(f"{kind}: {quote}{answers[kind]}{quote}" for kind in kinds)
+    return f"{text}\n" + "\n".join(f"{kind}: {answers[kind]}" for kind in kinds)
 
 
 def echo(rng):

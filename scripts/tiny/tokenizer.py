@@ -1,6 +1,10 @@
-"""A byte-level BPE tokenizer with a chat template, trained on the pretraining text."""
+"""A byte-level BPE tokenizer with a chat template, trained on the pretraining text.
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+Two choices let a very small model look words up in its context: a word is the same token wherever it stands (spaces and
+quotes are tokens of their own), and a field's key is one token, so that the value follows the key directly.
+"""
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 PAD, END = "<|pad|>", "<|end|>"
@@ -20,13 +24,15 @@ CHAT_TEMPLATE = """\
 """
 
 
-def train_tokenizer(texts, vocab_size):
-    """Trains on an iterable of texts; returns a transformers tokenizer of at most ``vocab_size`` tokens.
+def train_tokenizer(texts, vocab_size, keys=()):
+    """Trains on an iterable of texts; returns a transformers tokenizer of at most ``vocab_size`` tokens and ``keys``.
 
     ``<|end|>`` closes a turn and a document, so one id ends generation everywhere.
     """
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    words = pre_tokenizers.Split(Regex(r"\p{L}+|\p{N}+|[^\p{L}\p{N}]"), "isolated")
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, byte_level])
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -35,6 +41,7 @@ def train_tokenizer(texts, vocab_size):
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.add_tokens([AddedToken(key, normalized=False) for key in keys])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=PAD,

@@ -18,8 +18,12 @@ class RunCheckpointer:
         self.r = recipe
         section = recipe.config.get("checkpoint")
         keys = {} if section is None else section.to_dict()
-        keys.setdefault("enabled", False)
-        self.settings = CheckpointingConfig(**keys)
+        self.settings = CheckpointingConfig(
+            enabled=bool(keys.get("enabled", False)),
+            max_recent_checkpoints=keys.get("max_recent_checkpoints", 2),
+            best_metric_key=keys.get("best_metric_key"),
+            restore_from=keys.get("restore_from"),
+        )
         self.enabled = self.settings.enabled
 
     def _state(self) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from functools import partial
 from typing import Any
 
-from automodel_core.config import ConfigNode
+from automodel_core.config import ConfigNode, Secret
 from automodel_data.collate import default_collater, packed_collater
 from automodel_data.loader import build_dataloader, build_eval_dataloader
 from automodel_recipes.build.call import accepted, build, plain
@@ -19,6 +19,8 @@ def build_tokenizer(config: ConfigNode) -> Any:
         return section.instantiate()
     keys = plain(section)
     source = keys.pop("pretrained_model_name_or_path", None) or _model_source(config)
+    if isinstance(token := config.get("tokenizer.token"), Secret):
+        keys["token"] = token.reveal()
     for key in ("gguf_file", "revision"):
         if key not in keys and config.get(f"model.{key}") is not None:
             keys[key] = config.get(f"model.{key}")

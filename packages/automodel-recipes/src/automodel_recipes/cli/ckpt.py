@@ -16,7 +16,10 @@ def ckpt() -> None:
 def _forward(name: str, help_text: str) -> None:
     """A command that automodel_ckpt's own console script carries out."""
 
-    @ckpt.command(name, help=help_text, context_settings={"ignore_unknown_options": True, "help_option_names": []})
+    example = f"Example: automodel-recipes ckpt {name} --help"
+    passed_on = {"ignore_unknown_options": True, "help_option_names": []}
+
+    @ckpt.command(name, help=f"{help_text}\n\n{example}", short_help=help_text, context_settings=passed_on)
     @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
     def forwarded(arguments: tuple[str, ...]) -> int:
         from automodel_ckpt.cli import main
