@@ -59,7 +59,12 @@ def unwrap(model: nn.Module) -> Any:
 def model_inputs(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
     """The keys of a batch that the model takes, with the key-value cache off where it has one."""
     inputs = {key: value for key, value in batch.items() if key not in _NOT_FOR_THE_MODEL}
-    if "use_cache" in inspect.signature(unwrap(model).forward).parameters:
+    parameters = inspect.signature(unwrap(model).forward).parameters
+    # Some families (LLaVA, Qwen3-VL) take it through **kwargs; left on, packed documents see one another.
+    passed_on = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()) and hasattr(
+        unwrap(model).config, "get_text_config"
+    )
+    if "use_cache" in parameters or passed_on:
         inputs.setdefault("use_cache", False)
     return inputs
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from automodel_data import refuse_leaking_packs
 from automodel_recipes.base import BaseRecipe
 from automodel_recipes.build.data import build_collate_fn, build_dataset, build_eval_loader, build_train_loader
 from automodel_recipes.errors import UnusableInputError
@@ -53,6 +54,8 @@ class LLMFinetuneRecipe(BaseRecipe):
                 "Check the chat template and the columns with `automodel-recipes data show`."
             )
         packed = self._packed_size() > 0
+        if packed:
+            refuse_leaking_packs(self.unwrapped(), vocab_size=len(self.tokenizer))
         train_rows = self._pack(dataset) if packed else dataset
         collate = self.build_collate_fn(config.get("dataloader"), packed=packed)
         self.train_loader = build_train_loader(
