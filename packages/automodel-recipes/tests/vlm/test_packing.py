@@ -27,6 +27,7 @@ def test_packed_equals_unpacked(family: str, families: Any, rows: list) -> None:
     size = int(dataset.lengths.sum()) + 8
     packed = pack_vlm_rows(dataset, packed_sequence_size=size)
     assert [len(packed[i]["seq_lens"]) for i in range(len(packed))] == [4]
+    model.zero_grad(set_to_none=True)  # the model is shared with other tests
     alone = loss_of(model, [default_collate_fn([dataset[i]], processor, blank_media=False) for i in range(4)])
     alone.backward()
     theirs = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
