@@ -33,7 +33,8 @@ def test_words_of_the_task_are_single_tokens(tokenizer, script):
 
 def test_tokenizer_is_that_of_the_seeded_script(tokenizer, script):
     make = script("make_tiny_assets")
-    texts = script("tiny.corpus").documents(make.CORPUS_SEED, make.NUM_TOKENIZER_DOCUMENTS)
-    trained = script("tiny.tokenizer").train_tokenizer(texts, make.VOCAB_SIZE)
+    corpus = script("tiny.corpus")
+    texts = corpus.documents(make.CORPUS_SEED, make.NUM_TOKENIZER_DOCUMENTS)
+    trained = script("tiny.tokenizer").train_tokenizer(texts, make.VOCAB_SIZE, corpus.FIELD_KEYS)
     assert trained.get_vocab() == tokenizer.get_vocab()
     assert trained.chat_template == tokenizer.chat_template
