@@ -1,7 +1,8 @@
 """Makes what the vision-language demo ships: receipts as images with questions, and a tiny processor and model shape.
 
-    python scripts/make_receipts.py rows
-    python scripts/make_receipts.py processor
+    python scripts/make_receipts.py rows         the data
+    python scripts/make_receipts.py processor    what is shipped already
+    python scripts/make_receipts.py sheet        after training: held-out pictures with the model's answers
 
 Each step is seeded: the same command gives the same pictures and the same tokenizer. Held-out receipts share words and
 digits with the training ones, never a whole receipt.
@@ -18,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ASSETS = ROOT / "packages/automodel-recipes/src/automodel_recipes/assets"
 ROWS = ROOT / "runs/receipts"
 SEED, NUM_TRAIN, NUM_HELDOUT = 11, 6000, 200
+NUM_LOOSE = 4  # held-out pictures that are written as files too, to ask about
 SHOPS = ["BAKERY", "BOOKS", "CAFE", "GARDEN", "MARKET", "PIZZA", "TOYS", "WINE"]
 ITEMS = ["CAKE", "LAMP", "MILK", "NUTS", "PEN", "ROSE", "SOAP", "TEA"]
 KEYS = ['{"shop": "', '", "item": "', '", "count": ', ', "total": "', '"}']  # one token each
@@ -67,9 +69,9 @@ def draw(receipt, rng):
 
     image = Image.new("L", (SIDE, SIDE), rng.randint(225, 255))
     pen, font = ImageDraw.Draw(image), ImageFont.load_default_imagefont()
-    first_row, ink = rng.randint(0, 1), rng.randint(0, 60)
+    ink = rng.randint(0, 60)
     lines = [receipt["shop"], f"{receipt['count']} {receipt['item']}", "TOTAL", receipt["total"]]
-    for row, line in enumerate(lines, start=first_row):
+    for row, line in enumerate(lines, start=1):
         for column, character in enumerate(line):
             at = (PATCH * column + 3 + rng.randint(-1, 1), PATCH * row + rng.randint(-1, 1))
             pen.text(at, character, fill=ink, font=font)
@@ -81,22 +83,47 @@ def draw(receipt, rng):
 
 
 def make_rows():
-    """Training and held-out rows as JSON lines with the picture inside, so that two files are the whole data set."""
+    """Training and held-out rows as JSON lines with the picture inside: two files are all that training needs."""
     rng, seen = random.Random(SEED), set()
     for name, count in (("train", NUM_TRAIN), ("heldout", NUM_HELDOUT)):
         path = ROWS / f"{name}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "w", encoding="utf-8", newline="\n") as file:
-            for _ in range(count):
+            for number in range(count):
                 receipt = make_receipt(rng)
                 while json.dumps(receipt) in seen:
                     receipt = make_receipt(rng)
                 seen.add(json.dumps(receipt))
-                url = "data:image/png;base64," + base64.b64encode(draw(receipt, rng)).decode()
+                png = draw(receipt, rng)
+                if name == "heldout" and number < NUM_LOOSE:
+                    (ROWS / f"heldout-{number}.png").write_bytes(png)
+                url = "data:image/png;base64," + base64.b64encode(png).decode()
                 user = [{"type": "image", "image": url}, {"type": "text", "text": QUESTION}]
                 messages = [{"role": "user", "content": user}, {"role": "assistant", "content": json.dumps(receipt)}]
                 file.write(json.dumps({"messages": messages}) + "\n")
         print(f"wrote {path.relative_to(ROOT)} ({path.stat().st_size / 1e6:.1f} MB)")
+
+
+def make_sheet():
+    """The first held-out pictures beside what the trained model reads in them: ``answers.png`` in the run."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    run, columns, rows, scale = ROOT / "runs/demo_receipts", 2, 4, 2
+    samples = [json.loads(line) for line in (run / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
+    answers = [sample for sample in samples if sample["moment"] == "end"]
+    pictures = [json.loads(line) for line in (ROWS / "heldout.jsonl").read_text(encoding="utf-8").splitlines()]
+    cell = (scale * SIDE + 430, scale * SIDE + 8)
+    sheet = Image.new("L", (columns * cell[0], rows * cell[1]), 255)
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default_imagefont()
+    for i, (answer, row) in enumerate(zip(answers[: columns * rows], pictures)):
+        x, y = i % columns * cell[0] + 4, i // columns * cell[1] + 4
+        url = row["messages"][0]["content"][0]["image"]
+        picture = Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))
+        sheet.paste(picture.resize((scale * SIDE, scale * SIDE)), (x, y))
+        verdict = "right" if answer["exact"] else f"wrong, it is {answer['reference']}"
+        pen.text((x + scale * SIDE + 8, y + 50), f"{answer['generated']}\n\n{verdict}", fill=0, font=font)
+    sheet.save(run / "answers.png", optimize=True)
+    print(f"wrote {(run / 'answers.png').relative_to(ROOT)}")
 
 
 def make_tokenizer():
@@ -162,5 +189,5 @@ def make_processor():
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("step", choices=["rows", "processor"])
-    {"rows": make_rows, "processor": make_processor}[parser.parse_args().step]()
+    parser.add_argument("step", choices=["rows", "processor", "sheet"])
+    {"rows": make_rows, "processor": make_processor, "sheet": make_sheet}[parser.parse_args().step]()

@@ -44,14 +44,18 @@ def end_screen(r: "BaseRecipe", summary: "TrainSummary", final: Path | None) -> 
         kind = "adapter" if r.built.peft is not None else "model"
         r.console.fact(kind, str(final))
         r.console.fact("curves", f"{r.run_dir.path / 'loss.png'} and {r.run_dir.metrics}")
-        for command in next_commands(r.run_dir.path, is_adapter=r.built.peft is not None):
+        for command in next_commands(
+            r.run_dir.path, is_adapter=r.built.peft is not None, takes_images=r.processor is not None
+        ):
             r.console.fact("next", command)
 
 
-def next_commands(run: Path, *, is_adapter: bool) -> list[str]:
-    """Commands that work on a finished run, as they can be pasted into a shell."""
+def next_commands(run: Path, *, is_adapter: bool, takes_images: bool = False) -> list[str]:
+    """Commands that work on a finished run; they can be pasted into a shell, but for the name of a picture."""
     place = shlex.quote(str(run))
     commands = [f"automodel-recipes chat {place}", f"automodel-recipes generate {place} --prompt 'Hello'"]
+    if takes_images:
+        commands = [f"automodel-recipes generate {place} --image PICTURE --prompt 'What is this?'"]
     if is_adapter:
         commands.append(f"automodel-recipes ckpt merge {place} -o {shlex.quote(f'{run}-merged')}")
     return commands

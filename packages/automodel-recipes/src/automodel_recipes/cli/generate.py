@@ -1,6 +1,7 @@
 """``generate PATH`` and ``chat PATH``: talk to what a run made."""
 
 import json
+import shlex
 from typing import Any
 
 import click
@@ -35,7 +36,7 @@ def generate(path: str, *, prompt: str, system: str | None, images: tuple[str, .
 
     Example: automodel-recipes generate runs/demo_lora --prompt "Two red mugs, please."
     """
-    if images:
+    if images or _needs_processor(path):
         return _answer_about_images(path, images, prompt=prompt, system=system, as_json=as_json, **keys)
     model, tokenizer, sampling = _load(path, **keys)
     from automodel_recipes.inference import stream_answer
@@ -51,6 +52,13 @@ def generate(path: str, *, prompt: str, system: str | None, images: tuple[str, .
     return 0
 
 
+def _needs_processor(path: str) -> bool:
+    from automodel_recipes.places import find_place
+    from automodel_recipes.vlm.inference import needs_processor
+
+    return needs_processor(find_place(path))
+
+
 def _answer_about_images(
     path: str,
     images: tuple[str, ...],
@@ -64,7 +72,9 @@ def _answer_about_images(
     device: str,
 ) -> int:
     if system or temperature:
-        raise click.UsageError("--image answers greedily and without a system message: leave out the other option.")
+        raise click.UsageError(
+            "a vision-language model answers greedily, without a system message: leave out --system and --temperature."
+        )
     from automodel_parallel.init import resolve_device
     from automodel_recipes.places import find_place
     from automodel_recipes.vlm.inference import answer_about_images, load_vlm
@@ -83,6 +93,11 @@ def chat(path: str, *, system: str | None, **keys: Any) -> int:
 
     Example: automodel-recipes chat runs/demo_lora
     """
+    if _needs_processor(path):
+        raise click.UsageError(
+            f"{path} is a vision-language model, and chat takes text alone. "
+            f"Ask it one question: automodel-recipes generate {shlex.quote(path)} --image PICTURE --prompt '...'"
+        )
     model, tokenizer, sampling = _load(path, **keys)
     from automodel_recipes.inference import stream_answer
 

@@ -25,6 +25,21 @@ def load_vlm(place: Place, *, base_model: str | None = None, device: str = "cpu"
     return model.to(device).eval(), load_processor(str(place.path if has_processor else source))
 
 
+def needs_processor(place: Place) -> bool:
+    """Whether plain text generation cannot load this model: transformers knows it as image-text, not as causal."""
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    )
+
+    source = place.base_model if place.kind == "adapter" else place.path
+    if place.kind == "checkpoint" or source is None:
+        return False
+    kind = AutoConfig.from_pretrained(source).model_type
+    return kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES and kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+
 @torch.no_grad()
 def answer_about_images(
     model: Any, processor: Any, images: Sequence[str | Path], prompt: str, *, max_new_tokens: int = 256
@@ -33,7 +48,7 @@ def answer_about_images(
 
     Args:
         model, processor: from `load_vlm`.
-        images: paths; the media limits of training hold.
+        images: paths, or none for a question in text alone; the media limits of training hold.
         prompt: the user's message, behind the images.
 
     Raises: BadRow: an image that cannot be read or is above the limits.
