@@ -140,7 +140,7 @@ def cli(tmp_path: Path, write_yaml: Callable[..., Path]) -> Callable[..., Run]:
             text=True,
             capture_output=True,
             env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-            timeout=300,
+            timeout=900,
             stdin=subprocess.DEVNULL,
         )
         if check and done.returncode:

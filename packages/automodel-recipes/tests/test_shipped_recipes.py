@@ -70,3 +70,9 @@ def test_it_builds_on_the_meta_device(config):
     assert isinstance(optimizer, torch.optim.Optimizer)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     assert sum(p.numel() for group in optimizer.param_groups for p in group["params"]) == trained
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_the_example_of_the_repository_is_what_the_wheel_ships(path):
+    examples = Path(__file__).parents[3] / "examples"
+    assert (examples / path.relative_to(ROOT)).read_text() == path.read_text()
