@@ -43,7 +43,7 @@ def output_options(command: F) -> F:
 def read_config(
     config: str, overrides: Sequence[str], *, allow_target: Sequence[str] = (), trust_remote_code: bool = False
 ) -> "ConfigNode":
-    """Load CONFIG with overrides.
+    """Load CONFIG with overrides; one of NeMo Automodel or in the hierarchical form is read as ours.
 
     Raises:
         click.UsageError: a word that was meant as an option of the command.
@@ -52,7 +52,13 @@ def read_config(
     from automodel_core.config import load_config
 
     _refuse_misspelt_options(overrides)
-    return load_config(config, overrides, allow_targets=allow_target, trust_remote_code=trust_remote_code)
+    node = load_config(config, overrides, allow_targets=allow_target, trust_remote_code=trust_remote_code)
+    from automodel_recipes.migrate import as_native
+
+    native, without_effect = as_native(node)
+    for note in without_effect:
+        click.echo(f"ignored  {note}", err=True)
+    return native
 
 
 def _refuse_misspelt_options(overrides: Sequence[str]) -> None:

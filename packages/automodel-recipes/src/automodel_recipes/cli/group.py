@@ -28,6 +28,9 @@ VERBS = {
     ),
     "config": Verb("automodel_recipes.cli.config:config", "Prepare", "Values and their origins; what a key means."),
     "doctor": Verb("automodel_recipes.cli.doctor:doctor", "Prepare", "Versions, devices, kernels and disk space."),
+    "migrate": Verb(
+        "automodel_recipes.cli.migrate:migrate", "Prepare", "A YAML of NeMo Automodel, TRL or axolotl in our form."
+    ),
     "recipes": Verb("automodel_recipes.cli.recipes:recipes", "Prepare", "List, copy and show the shipped recipes."),
     "launch": Verb("automodel_recipes.cli.launch:launch", "Scale", "Put a run on a cluster."),
     "ckpt": Verb("automodel_recipes.cli.ckpt:ckpt", "Outputs", "Inspect and convert checkpoints."),
