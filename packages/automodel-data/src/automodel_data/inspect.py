@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ class DataSummary:
     num_double_bos: int
     num_empty_labels: int
     num_duplicates: int
-    """Rows that repeat an earlier row token by token."""
+    """Rows that repeat an earlier row token by token and, where there are media, value by value."""
     num_bad: int = 0
     num_truncated: int = 0
     num_too_long: int = 0
@@ -43,7 +44,7 @@ class DataSummary:
     bad_reasons: dict[str, int] = field(default_factory=dict)
     pack_size: int | None = None
     pack_utilisation: float | None = None
-    """Share of packed rows that is not padding, at ``pack_size``."""
+    """Share of packed rows that is not padding, at ``pack_size``; None where nothing fits or the family cannot pack."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -76,11 +77,12 @@ def summarise(
         empty += not len(trained)
         stopped += bool(len(trained)) and int(ids[trained[-1]]) in stops
         doubled += bos is not None and ids[:2].tolist() == [bos, bos]
-        seen.add(hashlib.blake2b(ids.tobytes() + labels.tobytes(), digest_size=16).digest())
+        seen.add(_digest(ids, labels, row.get("features") or {}))
     lengths = row_lengths(dataset)[:num_rows]
     size = pack_size or max(2, 1 << int(lengths.max() - 1).bit_length())
     fitting = lengths[lengths <= size]
     report = getattr(dataset, "report", None)
+    can_pack = getattr(getattr(dataset, "adapter", None), "can_pack", True)
     return DataSummary(
         num_rows=num_rows,
         num_tokens=int(lengths.sum()),
@@ -99,8 +101,16 @@ def summarise(
         num_tokens_cut=getattr(report, "num_tokens_cut", 0),
         bad_reasons=report.reasons() if report is not None else {},
         pack_size=size,
-        pack_utilisation=pack_lengths(fitting, size).utilisation(size) if len(fitting) else None,
+        pack_utilisation=pack_lengths(fitting, size).utilisation(size) if can_pack and len(fitting) else None,
     )
+
+
+def expects_stop(dataset: Any) -> bool:
+    """Whether rows should end in a trained stop token: not so for blocks of plain text, which end anywhere."""
+    from automodel_data.llm.pretrain import TextPretrainDataset
+    from automodel_data.llm.token_files import MegatronDataset, NanoGPTDataset
+
+    return not isinstance(dataset, (TextPretrainDataset, MegatronDataset, NanoGPTDataset))
 
 
 def problems(summary: DataSummary, *, expect_stop: bool = True) -> list[str]:
@@ -137,14 +147,20 @@ def format_summary(summary: DataSummary) -> str:
 
 
 def format_rows(dataset: Any, tokenizer: Any, *, rows: Iterable[int] = range(3), color: bool = True) -> str:
-    """Rows as text: trained tokens green (or in guillemets without colour), ignored ones dim."""
+    """Rows as text: trained tokens green (or in guillemets without colour), ignored ones dim.
+
+    Of rows with media, the size and tokens of each item are told, and a run of its tokens is written once.
+    """
+    adapter = getattr(dataset, "adapter", None)
+    media_ids = {adapter.media_token_id(kind) for kind in adapter.kinds} if adapter is not None else set()
     shown = []
     for i in rows:
         if i < len(dataset):
             row = dataset[i]
             trained = sum(label != IGNORE_INDEX for label in row["labels"])
             head = f"row {i}: {len(row['input_ids'])} tokens, {trained} trained"
-            shown.append(f"{head}\n{_painted(row, tokenizer, color=color)}")
+            media = dataset.describe_media(i) if adapter is not None else []
+            shown.append("\n".join([head, *media, _painted(row, tokenizer, media_ids=media_ids, color=color)]))
     return "\n\n".join(shown)
 
 
@@ -154,7 +170,14 @@ def stop_ids(tokenizer: Any) -> set[int]:
     return {tokenizer.convert_tokens_to_ids(token) for token in stops if token}
 
 
-def _painted(row: dict[str, Sequence[int]], tokenizer: Any, *, color: bool) -> str:
+def _digest(ids: np.ndarray, labels: np.ndarray, features: dict[str, Any]) -> bytes:
+    digest = hashlib.blake2b(ids.tobytes() + labels.tobytes(), digest_size=16)
+    for name in sorted(features):
+        digest.update(np.ascontiguousarray(features[name]).tobytes())
+    return digest.digest()
+
+
+def _painted(row: dict[str, Sequence[int]], tokenizer: Any, *, media_ids: set[int], color: bool) -> str:
     parts, start = [], 0
     ids, labels = list(row["input_ids"]), list(row["labels"])
     while start < len(ids):
@@ -162,12 +185,22 @@ def _painted(row: dict[str, Sequence[int]], tokenizer: Any, *, color: bool) -> s
         end = start
         while end < len(ids) and (labels[end] != IGNORE_INDEX) == trained:
             end += 1
-        text = _printable(tokenizer.decode(ids[start:end], skip_special_tokens=False))
+        text = _printable(_decoded(ids[start:end], tokenizer, media_ids))
         if color:
             parts.append(f"{_TRAINED if trained else _IGNORED}{text}{_RESET}")
         else:
             parts.append(f"\u00ab{text}\u00bb" if trained else text)
         start = end
+    return "".join(parts)
+
+
+def _decoded(ids: Sequence[int], tokenizer: Any, media_ids: set[int]) -> str:
+    parts = []
+    for media_id, run in groupby(ids, key=lambda i: i if i in media_ids else None):
+        run_ids = list(run)
+        many = media_id is not None and len(run_ids) > 1
+        text = tokenizer.decode(run_ids[:1] if many else run_ids, skip_special_tokens=False)
+        parts.append(f"{text} x{len(run_ids)} " if many else text)
     return "".join(parts)
 
 

@@ -122,6 +122,18 @@ class VLMDataset:
         named = getattr(self.conversations, "name_of", None)
         return named(index) if named is not None else f"row:{index + 1}"
 
+    def describe_media(self, index: int) -> list[str]:
+        """A line for each image or sound of row ``index``: its size as the model gets it, and the tokens it takes."""
+        media = self._parsed(int(self.source_rows[index])).media
+        lines = []
+        for item in media:
+            size = self._size(item)
+            text = self.adapter.expansion(item.kind, size, num_in_row=len(media))
+            tokens = len(self.adapter.tokenizer(text, add_special_tokens=False)["input_ids"])
+            extent = f"{size[0] / size[1]:.2f} s" if item.kind == "audio" else f"{size[0]}x{size[1]}"
+            lines.append(f"{item.kind} {extent}, {tokens} tokens")
+        return lines
+
     def _parsed(self, index: int) -> MediaConversation:
         return parse_row(self.conversations[index])
 

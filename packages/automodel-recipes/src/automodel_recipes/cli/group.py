@@ -27,6 +27,7 @@ VERBS = {
         "automodel_recipes.cli.validate:validate", "Prepare", "All problems of a YAML, each with its place."
     ),
     "config": Verb("automodel_recipes.cli.config:config", "Prepare", "Values and their origins; what a key means."),
+    "data": Verb("automodel_recipes.cli.data:data", "Prepare", "Rows as the model gets them; checks; the cache."),
     "doctor": Verb("automodel_recipes.cli.doctor:doctor", "Prepare", "Versions, devices, kernels and disk space."),
     "migrate": Verb(
         "automodel_recipes.cli.migrate:migrate", "Prepare", "A YAML of NeMo Automodel, TRL or axolotl in our form."
