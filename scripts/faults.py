@@ -1,6 +1,7 @@
 """Fault campaigns on automodel-ckpt: prints one JSON row per campaign; exits 1 if anything was lost.
 
-    python scripts/faults.py [--kills 2000] [--states 5000] [--mutations 10000] [--directory /dev/shm/faults]
+    python scripts/faults.py [--kills 2000] [--states 5000] [--mutations 10000]
+                             [--minutes M] [--directory /dev/shm]
 
 Kills: 4 gloo ranks with FSDP2 (and as many trials in one process), SIGKILL of one or all at a random moment.
 States: directories that a power failure may leave, from every moment of four saves with retention.
@@ -26,10 +27,12 @@ def load_tests(name):
     return module
 
 
-def kills(folder, world_size, trials):
+def kills(folder, world_size, trials, minutes):
     from automodel_ckpt.faults.campaign import kill_campaign
 
-    tally = kill_campaign(folder / f"kill-{world_size}", trials=trials, world_size=world_size, seed=world_size)
+    limit_s = None if minutes is None else 60 * minutes
+    root = folder / f"kill-{world_size}"
+    tally = kill_campaign(root, trials=trials, world_size=world_size, seed=world_size, limit_s=limit_s)
     return {
         "campaign": f"SIGKILL, {world_size} rank(s)",
         "trials": tally.trials,
@@ -65,6 +68,7 @@ def main():
     parser.add_argument("--kills", type=int, default=2000)
     parser.add_argument("--states", type=int, default=5000)
     parser.add_argument("--mutations", type=int, default=10_000)
+    parser.add_argument("--minutes", type=float, help="each of the two kill campaigns ends after so long")
     parser.add_argument("--directory", type=Path)
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="ckpt-faults-", dir=options.directory))
@@ -72,8 +76,8 @@ def main():
     campaigns = [
         (options.mutations, lambda: mutations(folder, options.mutations)),
         (options.states, lambda: power_loss(folder, options.states)),
-        (options.kills, lambda: kills(folder, 1, options.kills)),
-        (options.kills, lambda: kills(folder, 4, options.kills)),
+        (options.kills, lambda: kills(folder, 1, options.kills, options.minutes)),
+        (options.kills, lambda: kills(folder, 4, options.kills, options.minutes)),
     ]
     for count, campaign in campaigns:
         if count:

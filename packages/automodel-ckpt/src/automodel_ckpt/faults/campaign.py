@@ -40,18 +40,30 @@ class Tally:
     seconds: float = 0.0
 
 
-def kill_campaign(root: Path, *, trials: int, world_size: int = 4, seed: int = 0, deadline_s: float = 4.0) -> Tally:
+def kill_campaign(
+    root: Path,
+    *,
+    trials: int,
+    world_size: int = 4,
+    seed: int = 0,
+    deadline_s: float = 4.0,
+    limit_s: float | None = None,
+) -> Tally:
     """Run a campaign in ``root`` and return its tally.
 
     Args:
+        trials: how many at most.
         world_size: gloo ranks with an FSDP2 model; 1 means a plain model in one process.
         deadline_s: of a save; surviving ranks have three times as long to end.
+        limit_s: no trial begins after so many seconds.
     """
     chance, tally, began = random.Random(seed), Tally(), time.monotonic()
     acknowledgements = root / "acknowledged"
     root.mkdir(parents=True, exist_ok=True)
     run = root / "run"
     for trial in range(trials):
+        if limit_s is not None and time.monotonic() - began > limit_s:
+            break
         group = ranks.start(world_size, lambda rank: _train(run, acknowledgements, rank, world_size, deadline_s))
         _wait_for_save(acknowledgements, group, chance)
         victims = list(range(world_size)) if chance.random() < 0.5 else [chance.randrange(world_size)]
