@@ -79,14 +79,32 @@ def _stopped_and_resumed(config, tmp_path, stops):
         ("lora", [2, 4]),
         pytest.param("lora", [1, 3, 4, 6, 8], marks=pytest.mark.more),
         pytest.param("workers", [2], marks=pytest.mark.more),
+        ("accumulation", [2]),
+        ("async", [2]),
+        pytest.param("async-lora", [1, 3, 4], marks=pytest.mark.more),
+        pytest.param("everything", [2, 4], marks=pytest.mark.more),
     ],
-    ids=["step-1", "end-of-epoch", "final-epoch", "lora-mid-epoch-twice", "lora-five-times", "workers"],
+    ids=[
+        "step-1",
+        "end-of-epoch",
+        "final-epoch",
+        "lora-mid-epoch-twice",
+        "lora-five-times",
+        "workers",
+        "accumulation-after-evaluation",
+        "async",
+        "async-lora",
+        "everything",
+    ],
 )
 def test_resumed_run_is_bit_identical(resumable, tmp_path, case, stops):
-    if case == "lora":
+    if "lora" in case or case == "everything":
         resumable["peft"] = LORA
-    if case == "workers":
+    if case in ("workers", "everything"):
         resumable["dataloader"] = {"num_workers": 2}
+    if case in ("accumulation", "everything"):  # stops at step 2, right after an evaluation
+        resumable["step_scheduler"].update(local_batch_size=2, val_every_steps=2)
+    resumable["checkpoint"]["is_async"] = "async" in case or case == "everything"
     straight = _run(resumable)
     resumed = _stopped_and_resumed(resumable, tmp_path, stops)
     assert _trace(resumed) == _trace(straight)

@@ -16,7 +16,7 @@ from automodel_recipes.build.data import global_batch_size
 from automodel_recipes.build.model import ModelBuild, build_model
 from automodel_recipes.build.optim import build_loss, build_lr_schedule, build_recipe_optimizer
 from automodel_recipes.build.parallel import build_dist_info, build_parallel
-from automodel_recipes.checkpointing import RunCheckpointer
+from automodel_recipes.checkpointing import RunCheckpointer, claim_directory, release_directory
 from automodel_recipes.evaluate import EvalMetrics, evaluate_loss
 from automodel_recipes.interrupt import StopRequest
 from automodel_recipes.loggers.console import Console
@@ -81,6 +81,7 @@ class BaseRecipe:
         self.run_dir = choose_run_directory(path, self.options.resume)
         # Every rank has looked before any rank writes.
         self.parallel.any_rank(False)
+        claim_directory(self)
 
     def _shared_seconds(self) -> int:
         """The same wall-clock second on every rank."""
@@ -137,7 +138,7 @@ class BaseRecipe:
     # Running.
 
     def train(self) -> TrainSummary:
-        """Train to the end of the schedule, or to a stop signal; final weights are always written."""
+        """Train to the end of the schedule, or to a stop signal; final weights are written in any case."""
         return train_loop(self)
 
     def evaluate(self) -> dict[str, EvalMetrics]:
@@ -156,8 +157,14 @@ class BaseRecipe:
         return self.parallel.unwrap(self.model)
 
     def close(self) -> None:
-        """Release files and the process group that ``setup`` opened."""
-        if hasattr(self, "records"):
-            self.records.close()
-        if getattr(self, "opened_process_group", False):
-            shutdown()
+        """Wait for a save in the background; release the directory, files and the process group that were opened."""
+        try:
+            if hasattr(self, "checkpointer"):
+                self.checkpointer.close()
+        finally:
+            if hasattr(self, "records"):
+                self.records.close()
+            if hasattr(self, "run_dir"):
+                release_directory(self)
+            if getattr(self, "opened_process_group", False):
+                shutdown()

@@ -1,5 +1,6 @@
 """What a run saves and how it comes back: the recipe's side of automodel_ckpt."""
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,11 @@ if TYPE_CHECKING:
 
 
 class RunCheckpointer:
-    """Saves checkpoints during a run, restores one at its start, writes the final weights at its end."""
+    """Saves checkpoints during a run, restores one at its start, writes the final weights at its end.
+
+    ``RUN/step-N`` are the checkpoints. Beside them, for as long as their checkpoint is kept, lie ``RUN/hf/step-N``
+    (``save_consolidated: every``) and ``RUN/dcp/step-N`` (``model_save_format: torch_save``).
+    """
 
     def __init__(self, recipe: "BaseRecipe") -> None:
         self.r = recipe
@@ -20,11 +25,17 @@ class RunCheckpointer:
         keys = {} if section is None else section.to_dict()
         self.settings = CheckpointingConfig(
             enabled=bool(keys.get("enabled", False)),
+            model_save_format=keys.get("model_save_format", "safetensors"),
+            save_consolidated=keys.get("save_consolidated", "final"),
+            is_async=bool(keys.get("is_async", False)),
             max_recent_checkpoints=keys.get("max_recent_checkpoints", 2),
             best_metric_key=keys.get("best_metric_key"),
             restore_from=keys.get("restore_from"),
         )
         self.enabled = self.settings.enabled
+        self._read_back = bool(keys.get("read_back", True))
+        self._first_checked = False
+        self._saver: Any = None
 
     def _state(self) -> dict[str, Any]:
         """Sections in the order of loading: weights first, random state last."""
@@ -40,23 +51,100 @@ class RunCheckpointer:
             "rank": {"rng": r.rng},
         }
 
-    def save(self, summary: "TrainSummary") -> Path | None:
-        """Write a checkpoint of the current step, if checkpoints are enabled."""
-        if not self.enabled or self.r.options.dry_run:
-            return None
-        from automodel_ckpt import save
+    def save(self, summary: "TrainSummary") -> None:
+        """Write a checkpoint of the current step, if checkpoints are enabled; with ``is_async``, begin to.
 
+        Raises: SaveFailed and others of `automodel_ckpt.save`; with ``is_async`` also for the save before this one.
+            VerificationFailed: the weights do not load through transformers or PEFT.
+        """
+        if not self.enabled or self.r.options.dry_run:
+            return
         r = self.r
-        path = save(
-            r.run_dir.path,
-            self._state(),
-            step=r.step_scheduler.step,
-            keep=self.settings.keep,
-            trainable_only=r.built.peft is not None,
-            metrics={name: metrics.loss for name, metrics in summary.validation.items()},
-        )
-        r.records.event("checkpoint", path=str(path))
-        return path
+        keys = {
+            "step": r.step_scheduler.step,
+            "metrics": {name: metrics.loss for name, metrics in summary.validation.items()},
+        }
+        options = {"keep": self.settings.keep, "trainable_only": r.built.peft is not None}
+        if self.settings.is_async:
+            from automodel_ckpt import AsyncSaver
+
+            self.wait()
+            if self._saver is None:
+                self._saver = AsyncSaver(r.run_dir.path, **options)
+            self._saver.save(self._state(), **keys)
+        else:
+            from automodel_ckpt import save
+
+            self._published(save(r.run_dir.path, self._state(), **keys, **options))
+        self._write_companions()
+        self._check_first()
+
+    def wait(self) -> None:
+        """Wait for a save in the background to be published.
+
+        Raises: SaveFailed: it failed.
+        """
+        path = self._saver.wait() if self._saver is not None else None
+        if path is not None:
+            self._published(path)
+
+    def close(self) -> None:
+        """Wait for a save in the background and end its thread."""
+        if self._saver is not None:
+            try:
+                self.wait()
+            finally:
+                self._saver.close()
+                self._saver = None
+
+    def _published(self, path: Path) -> None:
+        self.r.records.event("checkpoint", path=str(path))
+
+    def _write_companions(self) -> None:
+        """Forms of the current step for other tools; those whose checkpoint is gone go as well."""
+        r = self.r
+        name = f"step-{r.step_scheduler.step:08d}"
+        if self.settings.save_consolidated == "every":
+            from automodel_recipes.weights import write_weights
+
+            write_weights(r, r.run_dir.path / "hf" / name, overwrite=True)
+            self._prune("hf", name)
+        if self.settings.model_save_format == "torch_save":
+            from automodel_ckpt import save_dcp
+
+            save_dcp(r.run_dir.path / "dcp" / name, r.unwrapped(), r.optimizer)
+            self._prune("dcp", name)
+
+    def _prune(self, form: str, current: str) -> None:
+        if not self.r.parallel.is_main:
+            return
+        run = self.r.run_dir.path
+        for directory in (run / form).glob("step-*"):
+            if directory.name != current and not (run / directory.name).is_dir():
+                shutil.rmtree(directory)
+
+    def _check_first(self) -> None:
+        """Prove at the first save that the weights can be loaded elsewhere, not after days at the last."""
+        if self._first_checked or not self._reads_back():
+            return
+        self._first_checked = True
+        from automodel_recipes.weights import check_first_export, check_readable
+
+        if self.settings.save_consolidated == "every":
+            check_readable(self.r, self.r.run_dir.path / "hf" / f"step-{self.r.step_scheduler.step:08d}")
+        else:
+            check_first_export(self.r)
+
+    def _reads_back(self) -> bool:
+        from automodel_recipes.weights import why_not_readable
+
+        if not self._read_back or self.settings.save_consolidated is False:
+            return False
+        reason = why_not_readable(self.r)
+        if reason is not None and not self._first_checked:
+            self._first_checked = True
+            self.r.console.fact("weights", f"not read back: {reason}")
+        return reason is None
 
     def resume(self) -> None:
         """Load the checkpoint that the run starts from."""
@@ -70,25 +158,49 @@ class RunCheckpointer:
         load(source, self._state())
         self.r.records.resumed(source)
 
-    def write_final(self) -> Path:
+    def write_final(self) -> Path | None:
         """Write the finished weights in Hugging Face format (a PEFT directory for LoRA) to ``RUN/final``.
 
-        Raises: RecipeError: the place is taken by something that this run did not write.
+        Returns: the directory; None with ``save_consolidated: false``.
+        Raises: RecipeError: the place is taken by something that this run did not write. VerificationFailed: what was
+            written does not load as the model in memory.
         """
+        from automodel_recipes.weights import check_readable, write_weights
+
         r = self.r
+        self.wait()
+        if self.settings.save_consolidated is False:
+            return None
         target = r.run_dir.final
         if target.exists() and r.run_dir.resume_from is None:
             raise RecipeError(f"{target} exists already. Move it away, or choose another checkpoint.checkpoint_dir.")
-        model = r.unwrapped()
-        if r.built.peft is not None:
-            from automodel_ckpt import save_adapter
-            from automodel_core.peft import adapter_config, adapter_state_dict
-
-            tensors = adapter_state_dict(model)
-            config = adapter_config(model, r.built.peft)
-            save_adapter(target, tensors, config, tokenizer=r.tokenizer, processor=r.processor, overwrite=True)
-        else:
-            from automodel_ckpt import export_hf
-
-            export_hf(model, target, tokenizer=r.tokenizer, processor=r.processor, overwrite=True)
+        write_weights(r, target, overwrite=True)
+        if self._reads_back():
+            check_readable(r, target)
         return target
+
+
+def claim_directory(r: "BaseRecipe") -> None:
+    """Keep other runs out of the run's directory until this process ends or `release_directory`; on every rank.
+
+    Raises: LeaseHeld: another process writes there, with its id and host; RecipeError on the other ranks.
+    """
+    from automodel_ckpt import LeaseHeld
+    from automodel_ckpt.lease import acquire
+
+    held: LeaseHeld | None = None
+    if r.parallel.is_main and not r.options.dry_run:
+        try:
+            acquire(r.run_dir.path)
+        except LeaseHeld as error:
+            held = error
+    if r.parallel.any_rank(held is not None):
+        raise held or RecipeError(f"{r.run_dir.path} is being written by another run; rank 0 says by which. Stop it.")
+
+
+def release_directory(r: "BaseRecipe") -> None:
+    """Let other runs in."""
+    from automodel_ckpt.lease import release
+
+    if r.parallel.is_main:
+        release(r.run_dir.path)

@@ -60,6 +60,7 @@ def _run_steps(r: "BaseRecipe", summary: TrainSummary) -> None:
         if r.step_scheduler.is_ckpt_step or stopping or enough:
             r.checkpointer.save(summary)
         if stopping:
+            r.checkpointer.wait()
             _raise_interrupted(r)
         if enough:
             return

@@ -156,6 +156,16 @@ _LLM: dict[str, Section] = {
         "What the run writes, and where.",
         keys={
             "enabled": _flag("Write checkpoints to go on from; the finished weights are written in any case."),
+            "is_async": _flag("Write in the background; training waits only while the state is copied."),
+            "model_save_format": Key(
+                {"enum": ["safetensors", "torch_save"]},
+                "torch_save also writes torch's own distributed checkpoint to dcp/step-N, for other tools.",
+            ),
+            "save_consolidated": Key(
+                {"enum": ["final", "every", True, False]},
+                "Weights in Hugging Face format: to final/ at the end, with every (or true) also to hf/step-N, or not.",
+            ),
+            "read_back": _flag("Load the weights of the first and the last save as others would, and compare; true."),
             "checkpoint_dir": _text("The run's directory; a dated one under runs/ by default."),
             "max_recent_checkpoints": _whole("How many checkpoints to keep.", 1),
             "restore_from": _text("A checkpoint to start from."),

@@ -30,6 +30,8 @@ def read_back(
     inputs: dict[str, Tensor] | None = None,
     logits: Tensor | None = None,
     tolerance: float = 1e-4,
+    allow_zero: bool = False,
+    dtype: torch.dtype | None = None,
 ) -> ReadBackReport:
     """Load an exported directory as a stranger would and compare.
 
@@ -43,29 +45,33 @@ def read_back(
         inputs: keyword arguments of a forward pass, such as ``{"input_ids": ids}``.
         logits: what the model in memory gives for them, in evaluation mode.
         tolerance: largest absolute difference of logits.
+        allow_zero: accept ``lora_B`` of zeros: an adapter that has not been trained yet, or not everywhere.
+        dtype: of an adapter's base model while it is compared; default: that of its files.
 
     Raises: VerificationFailed: says what differs.
     """
     if Path(directory, CONFIG).is_file():
-        kind, (model, count) = "adapter", _load_adapter_model(directory, base)
+        kind, (model, count) = "adapter", _load_adapter_model(directory, base, allow_zero, dtype)
     else:
         kind, (model, count) = "model", _load_model(directory)
     return ReadBackReport(kind, count, _compare(directory, model, inputs, logits, tolerance))
 
 
 def _load_model(directory: str | os.PathLike) -> tuple[Any, int]:
-    import json
-
-    import transformers
-
-    config = json.loads(Path(directory, "config.json").read_text())
-    kind = getattr(transformers, (config.get("architectures") or ["AutoModel"])[0])
-    model, info = kind.from_pretrained(directory, output_loading_info=True)
+    model, info = _model_class(directory).from_pretrained(directory, output_loading_info=True)
     problems = [f"{key.replace('_keys', '')} {sorted(info[key])[:4]}" for key in _KEYS if info.get(key)]
     problems += [f"not finite {name}" for name, value in model.state_dict().items() if not _finite(value)]
     if problems:
         raise VerificationFailed(f"{directory} read back by Transformers: {'; '.join(problems)}. Export it again.")
     return model, len(model.state_dict())
+
+
+def _model_class(directory: str | os.PathLike) -> Any:
+    """The class that a model's configuration names."""
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(directory)
+    return getattr(transformers, (config.architectures or ["AutoModel"])[0])
 
 
 _KEYS = ("missing_keys", "unexpected_keys", "mismatched_keys")
@@ -75,23 +81,31 @@ def _finite(tensor: Tensor) -> bool:
     return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
 
 
-def _load_adapter_model(directory: str | os.PathLike, base: Any) -> tuple[Any, int]:
+def _load_adapter_model(
+    directory: str | os.PathLike, base: Any, allow_zero: bool, dtype: torch.dtype | None
+) -> tuple[Any, int]:
     import peft
-    import transformers
 
     tensors, config = load_adapter(directory)
     problems = [f"not finite {name}" for name, value in tensors.items() if not _finite(value)]
-    problems += [f"all zero {name}" for name, value in tensors.items() if ".lora_B." in name and not value.any()]
+    if not allow_zero:
+        problems += [f"all zero {name}" for name, value in tensors.items() if ".lora_B." in name and not value.any()]
     if base is None:
         base = config.get("base_model_name_or_path")
-    plain = base if isinstance(base, torch.nn.Module) else transformers.AutoModelForCausalLM.from_pretrained(base)
+    plain = (
+        base if isinstance(base, torch.nn.Module) else _model_class(base).from_pretrained(base, dtype=dtype or "auto")
+    )
     model = peft.PeftModel.from_pretrained(plain, str(directory))
     loaded = peft.get_peft_model_state_dict(model)
     if loaded.keys() != tensors.keys():
         differing = sorted(loaded.keys() ^ tensors.keys())
         problems.append(f"{len(differing)} names differ from what PEFT adapts, such as {differing[:3]}")
     else:
-        problems += [f"differs {name}" for name, value in tensors.items() if not torch.equal(loaded[name].cpu(), value)]
+        problems += [
+            f"differs {name}"
+            for name, value in tensors.items()
+            if not torch.equal(loaded[name].cpu().to(value.dtype), value)
+        ]
     if problems:
         raise VerificationFailed(f"{directory} read back by PEFT: {'; '.join(problems[:6])}. Save it again.")
     return model, len(tensors)

@@ -1,0 +1,97 @@
+"""The weights of a run in Hugging Face or PEFT format, and the proof that a stranger can load them."""
+
+import contextlib
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from automodel_recipes.errors import RecipeError
+from automodel_recipes.evaluate import eval_mode
+
+if TYPE_CHECKING:
+    from automodel_recipes.base import BaseRecipe
+
+_NUM_PROBE_TOKENS = 16
+# Largest difference of logits, relative to the largest logit: the reader runs on the CPU, perhaps with other kernels.
+_TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.03, torch.bfloat16: 0.1}
+
+
+def write_weights(r: "BaseRecipe", target: Path, *, overwrite: bool) -> Path:
+    """Write the model as it is, or its adapter; called by every rank."""
+    model = r.unwrapped()
+    keys: dict[str, Any] = {"tokenizer": r.tokenizer, "processor": r.processor, "overwrite": overwrite}
+    if r.built.peft is None:
+        from automodel_ckpt import export_hf
+
+        return export_hf(model, target, **keys)
+    from automodel_ckpt import save_adapter
+    from automodel_core.peft import adapter_config, adapter_state_dict
+
+    return save_adapter(target, adapter_state_dict(model), adapter_config(model, r.built.peft), **keys)
+
+
+def check_readable(r: "BaseRecipe", directory: Path) -> None:
+    """Load what `write_weights` wrote through transformers or PEFT on rank 0; compare names, values and logits.
+
+    Every rank calls it: sharded models need all of them for a forward pass. Random states stay as they are.
+
+    Raises: VerificationFailed: what was written is not the model in memory; RecipeError on the other ranks.
+    """
+    before = r.rng.state_dict()
+    inputs, logits = _probe(r)
+    failure: Exception | None = None
+    if r.parallel.is_main:
+        from automodel_ckpt import CheckpointError, read_back
+
+        scale = 0.0 if logits is None else max(1.0, float(logits.float().abs().max()))
+        tolerance = scale * _TOLERANCE.get(_dtype(r), 0.0)
+        try:
+            read_back(directory, inputs=inputs, logits=logits, tolerance=tolerance, allow_zero=True, dtype=_dtype(r))
+        except (CheckpointError, OSError, ValueError, RuntimeError) as error:
+            failure = error
+    r.rng.load_state_dict(before)
+    if r.parallel.any_rank(failure is not None):
+        raise failure or RecipeError(f"{directory} could not be read back; rank 0 says why. Look at its message.")
+
+
+def check_first_export(r: "BaseRecipe") -> None:
+    """Write the weights into a hidden directory of the run, read them back, and delete them."""
+    directory = r.run_dir.path / ".read-back"  # one level down: a save in the background sweeps the run's own level
+    try:
+        check_readable(r, write_weights(r, directory / "weights", overwrite=True))
+    finally:
+        if r.parallel.is_main:
+            with contextlib.suppress(FileNotFoundError):
+                shutil.rmtree(directory)
+
+
+def why_not_readable(r: "BaseRecipe") -> str | None:
+    """Why this run's weights cannot be read back, if they cannot."""
+    if r.built.peft is None:
+        return None
+    config = getattr(r.unwrapped(), "config", None)
+    if not Path(str(getattr(config, "_name_or_path", "") or "")).is_dir():
+        return "the base model is not a local directory"
+    architecture = (getattr(config, "architectures", None) or [""])[0]
+    if architecture.endswith("ForSequenceClassification"):
+        return "adapters of classifiers hold no classification head"
+    return None
+
+
+def _probe(r: "BaseRecipe") -> tuple[dict[str, torch.Tensor] | None, torch.Tensor | None]:
+    """A short row of ids and the logits of the model in memory; None where one rank alone does not see them."""
+    model = r.unwrapped()
+    split = r.parallel.pipeline is not None or int(r.config.get("distributed.cp_size", 1) or 1) > 1
+    if split or getattr(model, "is_quantized", False) or _dtype(r) not in _TOLERANCE:
+        return None, None
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    ids = torch.arange(1, 1 + _NUM_PROBE_TOKENS).remainder(min(vocabulary, 64))[None]
+    with torch.no_grad(), eval_mode(model):
+        logits = model(input_ids=ids.to(r.device), use_cache=False).logits.float().cpu()
+    return {"input_ids": ids}, logits
+
+
+def _dtype(r: "BaseRecipe") -> torch.dtype:
+    return r.unwrapped().get_input_embeddings().weight.dtype
