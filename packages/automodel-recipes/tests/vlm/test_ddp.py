@@ -11,9 +11,16 @@ import pytest
 import yaml
 
 
-@pytest.mark.more
-def test_two_processes_are_one_with_images_and_text_mixed(families: Any, tmp_path: Path) -> None:
-    processor, model = families("qwen2_5_vl")
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param("qwen2_5_vl", marks=pytest.mark.more),
+        pytest.param("llava", marks=pytest.mark.more),
+        pytest.param("gemma3", marks=pytest.mark.long),
+    ],
+)
+def test_two_processes_are_one_with_images_and_text_mixed(family: str, families: Any, tmp_path: Path) -> None:
+    processor, model = families(family)
     model.save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
     runs = {}

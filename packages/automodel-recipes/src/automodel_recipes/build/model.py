@@ -34,6 +34,7 @@ def build_model(config: ConfigNode, *, seed: int, tokenizer: Any = None) -> Mode
     built = ModelBuild(build(config.model, tokenizer=tokenizer))
     _freeze(built, config)
     _apply_lora(built, config, seed)
+    _freeze_unreached(built)
     _apply_kernels(built, config)
     _apply_transforms(built, config)
     return built
@@ -56,6 +57,15 @@ def _apply_lora(built: ModelBuild, config: ConfigNode, seed: int) -> None:
     built.peft = section.instantiate()
     built.reports.append(apply_lora(built.model, built.peft))
     init_lora(built.model, seed)
+
+
+def _freeze_unreached(built: ModelBuild) -> None:
+    if getattr(getattr(built.model, "config", None), "vision_config", None) is None:
+        return
+    from automodel_recipes.vlm.unreached import freeze_unreached
+
+    if (report := freeze_unreached(built.model)) is not None:
+        built.reports.append(report)
 
 
 def _apply_kernels(built: ModelBuild, config: ConfigNode) -> None:
