@@ -35,8 +35,9 @@ CAUSAL = """
 apertus arcee aria_text bamba bitnet biogpt bloom codegen cohere cohere2 dbrx deepseek_v2 deepseek_v3 diffllama
 doge dots1 ernie4_5 ernie4_5_moe exaone4 falcon falcon_h1 flex_olmo gemma gemma2 gemma3_text glm glm4 glm4_moe gpt2
 gpt_bigcode gpt_neo gpt_neox gpt_oss gptj granite granitemoe helium hunyuan_v1_dense hunyuan_v1_moe internlm3 jetmoe
-lfm2 llama llama4_text mamba mamba2 minimax ministral mistral mixtral mpt nemotron olmo olmo2 olmo3 olmoe opt persimmon phi
-phi3 phimoe qwen2 qwen2_moe qwen3 qwen3_moe qwen3_next recurrent_gemma seed_oss smollm3 stablelm starcoder2 xglm
+lfm2 llama llama4_text mamba mamba2 minimax ministral mistral mixtral mpt nemotron olmo olmo2 olmo3 olmoe opt
+persimmon phi phi3 phimoe qwen2 qwen2_moe qwen3 qwen3_moe qwen3_next recurrent_gemma seed_oss smollm3 stablelm
+starcoder2 xglm
 """.split()
 IMAGE_TEXT = """
 aya_vision cohere2_vision fuyu gemma3 glm4v idefics2 idefics3 internvl kosmos-2 lfm2_vl llava llava_next
@@ -64,7 +65,10 @@ _MROPE = {"text_config": {"rope_parameters": {"rope_type": "default", "rope_thet
 OWN = {
     "bamba": {"attn_layer_indices": [1], "attn_rotary_emb": 4},
     "codegen": {"rotary_dim": 4},
-    "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8.0}, "ffn_config": {"ffn_hidden_size": 64}},
+    "dbrx": {
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8.0},
+        "ffn_config": {"ffn_hidden_size": 64},
+    },
     "deepseek_v2": {"num_key_value_heads": 4},
     "deepseek_v3": {"num_key_value_heads": 4},
     "dots1": {"n_shared_experts": 1},
