@@ -273,3 +273,51 @@ def test_tied_weights_are_not_saved_by_half_nor_merged():
     trained(tied, PeftConfig(target_modules=["lm_head"]))
     with pytest.raises(ValueError, match=r"is tied to model\.embed_tokens\.weight"):
         merge_lora(tied)
+
+
+@pytest.mark.parametrize("family", ["mixtral", "gpt_oss"])
+def test_merged_experts_equal_unmerged_and_come_back(family, batch):
+    from core_families import build
+
+    model = build(family)
+    keys, base = set(model.state_dict()), logits(model, batch)
+    targets = {"target_modules": ["q_proj"], "target_parameters": ["*.experts.gate_up_proj", "*.experts.down_proj"]}
+    trained(model, PeftConfig(dim=2, **targets))
+    want = logits(model, batch)
+    report = merge_lora(model)
+    assert len(report.modules) == 2 + 4
+    torch.testing.assert_close(logits(model, batch), want, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="merged already"):
+        merge_lora(model)
+    unmerge_lora(model)
+    torch.testing.assert_close(logits(model, batch), want, rtol=1e-4, atol=1e-4)
+    other = copy.deepcopy(model)
+    merge_lora(model, unload=True)
+    assert set(model.state_dict()) == keys
+    torch.testing.assert_close(logits(model, batch), want, rtol=1e-4, atol=1e-4)
+    unload_lora(other)
+    torch.testing.assert_close(logits(other, batch), base, rtol=1e-4, atol=1e-4)
+    assert (want - base).abs().max() > 1e-3
+
+
+def test_experts_alone_are_merged(batch):
+    from core_families import build
+
+    model = build("mixtral")
+    trained(model, PeftConfig(dim=2, target_parameters=["*.experts.down_proj"]))
+    want = logits(model, batch)
+    assert merge_lora(model, unload=True).largest_change > 1e-4
+    torch.testing.assert_close(logits(model, batch), want, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="without LoRA layers"):
+        unload_lora(model)
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_unloading_pissa_leaves_no_hole_in_the_base(merged, llama, batch):
+    base = logits(llama, batch)
+    trained(llama, PeftConfig(target_modules=["q_proj", "down_proj"], dim=4, lora_A_init="pissa"))
+    want = logits(llama, batch) if merged else base
+    merge_lora(llama) if merged else None
+    unload_lora(llama)
+    torch.testing.assert_close(logits(llama, batch), want, rtol=1e-4, atol=1e-4)
+    assert not any("pissa" in name for name, _ in llama.named_buffers())

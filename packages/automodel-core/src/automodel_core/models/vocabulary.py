@@ -25,8 +25,8 @@ def check_tokenizer(model: Any, tokenizer: Any) -> None:
 def resize_vocabulary(model: Any, tokenizer: Any, *, multiple: int = 1) -> nn.Embedding:
     """Give every token a row, for tokens that were added to the tokenizer; never removes rows.
 
-    New rows of embedding and head are drawn around the mean of the old ones. Under LoRA, name the embedding (and the
-    head, where tied) in ``modules_to_save``, or the new rows stay untrained.
+    New rows of embedding and head are drawn around the mean of the old ones. Under LoRA, give their
+    ids as ``trainable_token_indices`` of ``PeftConfig``, or the new rows stay untrained.
 
     Args:
         multiple: round the number of rows up to a multiple of this.

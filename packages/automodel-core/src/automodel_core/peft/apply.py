@@ -30,10 +30,13 @@ class LoraReport:
     num_parameters: int
     unused_excludes: tuple[str, ...] = ()
     """Exclude patterns that matched no module."""
+    token_rows: tuple[str, ...] = ()
+    """Names of the modules of which some rows train."""
 
     def __str__(self) -> str:
         share = 100.0 * self.num_trainable / max(self.num_parameters, 1)
         saved = f", in full: {', '.join(self.modules_to_save)}" if self.modules_to_save else ""
+        saved += f", token rows of: {', '.join(self.token_rows)}" if self.token_rows else ""
         return (
             f"LoRA on {len(self.modules)} modules ({summary(self.modules)}){saved}; "
             f"{self.num_trainable:,} of {self.num_parameters:,} parameters train ({share:.2f} %)"
@@ -75,6 +78,7 @@ def apply_lora(
         patch_linear_module(linear, config)
     names = [*targets, *_apply_to_experts(model, config)]
     saved = _train_in_full(model, config)
+    rows = _train_token_rows(model, config, saved)
     if not any(p.device.type == "meta" for p in model.parameters()):
         init_lora(model, seed)
     if triton_rule is not None and config.use_triton:
@@ -82,7 +86,7 @@ def apply_lora(
     if unused:
         logger.warning("exclude_modules %s match no module; nothing was excluded by them.", list(unused))
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return LoraReport(tuple(names), saved, trainable, sum(p.numel() for p in model.parameters()), unused)
+    return LoraReport(tuple(names), saved, trainable, sum(p.numel() for p in model.parameters()), unused, rows)
 
 
 def _apply_to_experts(model: nn.Module, config: PeftConfig) -> list[str]:
@@ -91,6 +95,21 @@ def _apply_to_experts(model: nn.Module, config: PeftConfig) -> list[str]:
     from automodel_core.peft.experts import apply_to_experts
 
     return apply_to_experts(model, config)
+
+
+def _train_token_rows(model: nn.Module, config: PeftConfig, saved: tuple[str, ...]) -> tuple[str, ...]:
+    if not config.trainable_token_indices:
+        return ()
+    from automodel_core.peft.token_rows import apply_token_rows
+
+    names = apply_token_rows(model, config.trainable_token_indices)
+    both = [name for name in names if any(name == other or name.startswith(f"{other}.") for other in saved)]
+    if both:
+        raise ValueError(
+            f"{both[0]} is in modules_to_save and in trainable_token_indices: all of its rows train, or some. "
+            "Remove it from one of them."
+        )
+    return names
 
 
 def _train_in_full(model: nn.Module, config: PeftConfig) -> tuple[str, ...]:

@@ -46,6 +46,9 @@ class PeftConfig:
     """Modules that train in full beside the adapter and are saved with it."""
     target_parameters: Sequence[str] = field(default_factory=list)
     """Fused expert weights to adapt, such as ``*.experts.gate_up_proj``: ``[experts, out, in]`` parameters."""
+    trainable_token_indices: "Sequence[int] | Mapping[str, Sequence[int]]" = field(default_factory=list)
+    """Rows of the input embedding (and of a head tied to it) that train while the others stay, such as those of added
+    tokens; or rows by module name, ``{embed_tokens: [...], lm_head: [...]}`` where the head is a weight of its own."""
 
     def __post_init__(self) -> None:
         for name in ("target_modules", "exclude_modules", "modules_to_save", "target_parameters"):

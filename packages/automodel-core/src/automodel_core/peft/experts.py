@@ -23,7 +23,7 @@ class ExpertAdapter(nn.Module):
         super().__init__()
         self.num_experts, first, second = parameter.shape
         self.transposed, self.scaling, self.lora_A_init = transposed, config.scaling, config.lora_A_init
-        self.dropout = nn.Identity()
+        self.dropout, self.merged = nn.Identity(), False
         in_features, out_features = (first, second) if transposed else (second, first)
         rank, like = (
             config.dim * self.num_experts,
@@ -46,7 +46,8 @@ class LoRAExperts(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The experts' own forward; each adapted parameter stands for base plus change while it runs."""
-        base = {name: self._parameters.pop(name) for name in adapted_names(self)}
+        active = [name for name in adapted_names(self) if not getattr(self, name + _SUFFIX).merged]
+        base = {name: self._parameters.pop(name) for name in active}
         try:
             for name, parameter in base.items():
                 assert parameter is not None
@@ -109,6 +110,24 @@ def adapted_parameters(model: nn.Module) -> list[str]:
     """Names of all fused parameters that carry an adapter, the shortest ends that mean them alone."""
     names = [f"{path}.{name}" for path, module in model.named_modules() for name in adapted_names(module)]
     return sorted(names)
+
+
+def adapters_with_weights(model: nn.Module) -> list[tuple[str, ExpertAdapter, torch.Tensor]]:
+    """Name of each adapted parameter, its adapter, and the parameter itself."""
+    return [
+        (f"{path}.{name}", getattr(module, name + _SUFFIX), getattr(module, name))
+        for path, module in model.named_modules()
+        for name in adapted_names(module)
+    ]
+
+
+def unload_experts(model: nn.Module) -> None:
+    """Remove expert adapters: modules get their own classes back, with the base weights as they are."""
+    for module in [module for module in model.modules() if isinstance(module, LoRAExperts)]:
+        for name in adapted_names(module):
+            delattr(module, name + _SUFFIX)
+        plain: Any = module
+        plain.__class__ = plain.base_class
 
 
 def expert_adapters(model: nn.Module, prefix: str) -> dict[str, torch.Tensor]:

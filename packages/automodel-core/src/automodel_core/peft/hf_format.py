@@ -14,7 +14,7 @@ from automodel_core.peft.init import assign
 from automodel_core.peft.lora import LoRALayer
 
 _PREFIX = "base_model.model."
-_LORA_PART = re.compile(r"(^|\.)(lora_A|lora_B|lora_magnitude_vector|dropout)(\.|$)")
+_LORA_PART = re.compile(r"(^|\.)(lora_A|lora_B|lora_magnitude_vector|dropout|token_rows)(\.|$)")
 
 
 @torch.no_grad()
@@ -40,6 +40,7 @@ def load_adapter_state_dict(model: nn.Module, tensors: Mapping[str, torch.Tensor
     """
     _require_adapter(model)
     from automodel_core.peft.experts import expert_adapters
+    from automodel_core.peft.token_rows import token_row_tensors
 
     places: dict[str, torch.Tensor] = {}
     for name, layer in lora_layers(model):
@@ -49,6 +50,7 @@ def load_adapter_state_dict(model: nn.Module, tensors: Mapping[str, torch.Tensor
             _drop_pissa(layer, rank=2 * layer.lora_A.out_features, tensors=tensors, name=name)
         places.update({f"{_PREFIX}{name}.{part}": p for part, p in layer_parts(layer)})
     places.update(expert_adapters(model, _PREFIX))
+    places.update(token_row_tensors(model, _PREFIX))
     places.update(_saved_in_full(model))
     _check_fit(places, tensors)
     for key, place in places.items():
@@ -64,6 +66,8 @@ def adapter_config(model: nn.Module, config: PeftConfig) -> dict[str, Any]:
         return _plain(config.to_dict())
     from peft import LoraConfig
 
+    from automodel_core.peft.token_rows import trained_indices
+
     _require_adapter(model)
     names = [name for name, _ in lora_layers(model)]
     pissa = config.lora_A_init == "pissa"
@@ -77,6 +81,7 @@ def adapter_config(model: nn.Module, config: PeftConfig) -> dict[str, Any]:
         target_modules=_peft_targets(model, names) if names else [],
         target_parameters=_target_parameters(model) or None,
         modules_to_save=sorted(_modules_in_full(model)) or None,
+        trainable_token_indices=trained_indices(model) or None,
         use_rslora=config.use_rslora,
         use_dora=config.use_dora,
         init_lora_weights=True,
@@ -97,11 +102,7 @@ def config_from_adapter(adapter_config: Mapping[str, Any], *, model: nn.Module |
     Raises: ValueError: no LoRA, or a LoRA with parts that ``PeftConfig`` has no word for.
     """
     kind = adapter_config.get("peft_type", "LORA")
-    odd = [
-        key
-        for key in ("rank_pattern", "alpha_pattern", "layers_to_transform", "trainable_token_indices")
-        if adapter_config.get(key)
-    ]
+    odd = [key for key in ("rank_pattern", "alpha_pattern", "layers_to_transform") if adapter_config.get(key)]
     if kind != "LORA" or odd or adapter_config.get("bias", "none") != "none":
         raise ValueError(
             f"an adapter of type {kind} with {', '.join(odd) or 'bias ' + str(adapter_config.get('bias'))}: "
@@ -121,6 +122,7 @@ def config_from_adapter(adapter_config: Mapping[str, Any], *, model: nn.Module |
         use_dora=bool(adapter_config.get("use_dora")),
         modules_to_save=list(adapter_config.get("modules_to_save") or []),
         target_parameters=list(adapter_config.get("target_parameters") or []),
+        trainable_token_indices=adapter_config.get("trainable_token_indices") or [],
     )
 
 
@@ -153,6 +155,7 @@ def layer_parts(layer: LoRALayer) -> list[tuple[str, torch.Tensor]]:
 
 def _disk_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     from automodel_core.peft.experts import expert_adapters
+    from automodel_core.peft.token_rows import token_row_tensors
 
     tensors: dict[str, torch.Tensor] = {}
     for name, layer in lora_layers(model):
@@ -164,7 +167,8 @@ def _disk_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
                 ("lora_B.weight", torch.cat([_whole(b), -layer.pissa_B.to(b.dtype)], dim=1)),
             ]
         tensors.update({f"{_PREFIX}{name}.{part}": tensor for part, tensor in parts})
-    return tensors | expert_adapters(model, _PREFIX) | _saved_in_full(model)
+    rows = token_row_tensors(model, _PREFIX)
+    return tensors | expert_adapters(model, _PREFIX) | rows | _saved_in_full(model)
 
 
 def _saved_in_full(model: nn.Module) -> dict[str, torch.Tensor]:

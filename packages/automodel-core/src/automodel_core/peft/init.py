@@ -44,6 +44,9 @@ def init_lora(model: nn.Module, seed: int) -> None:
             reset_magnitude(layer)
     for name, module in experts:
         module.init_expert_adapters(name, seed)
+    for module in model.modules():
+        if hasattr(module, "token_rows"):
+            module.token_rows.reset(module.weight)
 
 
 def generator(seed: int, name: str) -> torch.Generator:
