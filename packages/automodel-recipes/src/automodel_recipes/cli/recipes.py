@@ -1,4 +1,4 @@
-"""``recipes ls|cp|show``."""
+"""``recipes ls|cp|new|show``."""
 
 import json
 from pathlib import Path
@@ -55,6 +55,30 @@ def cp(name: str, destination: Path, *, as_json: bool) -> None:
         return
     click.echo(f"wrote    {target}")
     click.echo(f"next     automodel-recipes train {click.format_filename(_quoted(target))}")
+
+
+@recipes.command()
+@click.argument("name")
+@click.option("--model", required=True, help="Directory or hub id of the model.")
+@click.option("--data", required=True, help="JSONL of conversations, or a hub id.")
+@click.option("--full", is_flag=True, help="Train every parameter instead of LoRA.")
+def new(name: str, *, model: str, data: str, full: bool) -> None:
+    """Write NAME.yaml: a first configuration for a model and data of your own.
+
+    Example: automodel-recipes recipes new my_first --model ./model --data rows.jsonl
+    """
+    from automodel_core.config.dump import to_yaml
+    from automodel_recipes.starter import starter_config
+
+    target = Path(f"{name.removesuffix('.yaml')}.yaml")
+    if target.exists():
+        raise click.UsageError(f"{target} exists already; give another NAME, or move it away")
+    if not target.parent.is_dir():
+        raise click.UsageError(f"{target.parent} is not a folder; create it first")
+    text = to_yaml(starter_config(target.stem, model=model, data=data, full=full))
+    target.write_text(f"# Fine-tune {model} on {data}.\n{text}", encoding="utf-8")
+    click.echo(f"wrote    {target}")
+    click.echo(f"next     automodel-recipes validate {_quoted(target)}")
 
 
 @recipes.command()
