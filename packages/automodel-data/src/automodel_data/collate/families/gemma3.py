@@ -12,7 +12,7 @@ from automodel_data.collate.families.base import FamilyAdapter, Features, is_tok
 class Gemma3Adapter(FamilyAdapter):
     """Every image or crop is ``image_seq_length`` tokens that see each other both ways (``token_type_ids``)."""
 
-    can_pack = False
+    can_pack = False  # transformers 5.23 builds its mask of token types over the whole row: losses differ from alone
 
     def placeholder(self, kind: str) -> str:
         return self.processor.boi_token

@@ -17,7 +17,7 @@ from automodel_data.vlm.conversation import SLOTS, MediaConversation
 class PaliGemmaAdapter(FamilyAdapter):
     """``<image>...<bos>prompt\\n`` and then the answer with EOS; the prompt sees both ways (``token_type_ids`` 0)."""
 
-    can_pack = False
+    can_pack = False  # the prompt sees both ways, over all documents of a row: the next one's logits change
 
     def _build_template(self, chat_template: str | None, template_kwargs: Any) -> Any:
         return None
