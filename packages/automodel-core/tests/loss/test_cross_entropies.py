@@ -219,3 +219,18 @@ def test_two_softcaps_are_refused():
         FusedLinearCrossEntropy(logit_softcapping=2.0)(
             tensors[0], labels, 5, weight=tensors[1], transform=HeadTransform(1.0, 30.0)
         )
+
+
+@pytest.mark.skipif(not hasattr(F, "linear_cross_entropy"), reason="torch < 2.13 has no F.linear_cross_entropy")
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_fused_equals_torchs_own_linear_cross_entropy(smoothing):
+    tensors, labels = problem(torch.float32)
+    hidden, weight, bias = tensors
+    count = int((labels != -100).sum())
+    want = F.linear_cross_entropy(
+        hidden.reshape(-1, H), weight, labels.reshape(-1), linear_bias=bias, reduction="sum", label_smoothing=smoothing
+    )
+    got = run("fused", tensors, labels, count, label_smoothing=smoothing)
+    torch.testing.assert_close(got, want / count, rtol=1e-6, atol=1e-6)
+    for ours, theirs in zip(torch.autograd.grad(got * count, tensors), torch.autograd.grad(want, tensors), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)

@@ -74,3 +74,31 @@ def test_softmax_of_the_reference_is_torchs():
     a, b = torch.randn(4, 6), torch.randn(4, 6)
     want = F.kl_div(a.log_softmax(-1), b.log_softmax(-1), log_target=True, reduction="sum")
     torch.testing.assert_close(reference(a, b, torch.ones(4, dtype=torch.int64), 1, 1.0, 1.0).float(), want)
+
+
+_FAULTS = {
+    "zeros": lambda s, t, y: 0.0 * KDLoss(2.0, 0.6)(s, t, y, 9),
+    "labels off by one": lambda s, t, y: KDLoss(2.0, 0.6)(s, t, torch.where(y == -100, y, (y + 1) % 11), 9),
+    "the other direction of KL": lambda s, t, y: KDLoss(2.0, 0.6)(t, s, y, 9) + 0.0 * s.sum(),
+    "temperature not squared back": lambda s, t, y: KDLoss(1.0, 0.6)(s / 2.0, t / 2.0, y, 9),
+    "another ratio": lambda s, t, y: KDLoss(2.0, 0.4)(s, t, y, 9),
+    "another denominator": lambda s, t, y: KDLoss(2.0, 0.6)(s, t, y, 10),
+    "ignored positions counted": lambda s, t, y: KDLoss(2.0, 0.6)(s, t, y.clamp(min=0), 9),
+    "teacher a position late": lambda s, t, y: KDLoss(2.0, 0.6)(s, t.roll(1, 1), y, 9),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", sorted(_FAULTS))
+def test_the_comparison_with_float64_rejects_faults(fault):
+    rng = torch.Generator().manual_seed(0)
+    student = torch.randn(2, 5, 11, generator=rng).requires_grad_()
+    teacher = torch.randn(2, 5, 11, generator=rng)
+    labels = torch.tensor([[1, -100, 3, 10, 0], [-100, -100, 2, 5, -100]])
+    want = reference(student, teacher, labels, 9, 2.0, 0.6)
+    (want_grad,) = torch.autograd.grad(want, student)
+    wrong = _FAULTS[fault](student, teacher, labels)
+    (wrong_grad,) = torch.autograd.grad(wrong, student)
+    with pytest.raises(AssertionError):
+        torch.testing.assert_close(wrong.double(), want, rtol=1e-6, atol=1e-7)
+    with pytest.raises(AssertionError):
+        torch.testing.assert_close(wrong_grad, want_grad, rtol=1e-5, atol=1e-7)
