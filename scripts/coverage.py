@@ -83,6 +83,22 @@ OWN = {
 }
 
 
+_SHARED = (
+    "peft reads the names gate_proj, up_proj and down_proj as the fused experts of a mixture, and leaves out shared "
+    "experts and dense layers of these names; exclude them: `exclude_modules: ['*shared*', '*.mlp.*_proj']`"
+)
+_ROUTER = "the router is a linear layer that returns two tensors; exclude it: `exclude_modules: ['*router*']`"
+_MAMBA = "peft refuses adapters on a Mamba block's out_proj; exclude it: `exclude_modules: ['*.out_proj']`"
+EXPLAINED = {
+    **dict.fromkeys("deepseek_v2 deepseek_v3 dots1 ernie4_5_moe glm4_moe hunyuan_v1_moe qwen3_next".split(), _SHARED),
+    **dict.fromkeys("llama4_text phimoe".split(), _ROUTER),
+    **dict.fromkeys("falcon_h1 mamba mamba2".split(), _MAMBA),
+    "gpt2": "its projections are Conv1D modules, not linear layers",
+    "kosmos-2": "it takes no batch without a picture",
+}
+"""Why a check fails, where that is known."""
+
+
 def tiny_config(kind):
     """The family's configuration at a tiny size."""
     from transformers import AutoConfig
@@ -233,7 +249,7 @@ def markdown(rows):
         f"With transformers {transformers.__version__} and torch {torch.__version__.split('+')[0]}: "
         f"{len(green['causal'])} of {tried['causal']} causal language families and {len(green['image-text'])} of "
         f"{tried['image-text']} image-text families pass every check. Written by `python scripts/coverage.py`, which "
-        "says what the checks are.", "",
+        "says what the checks are. Image-text families are trained on text alone here.", "",
         "| family | task | LoRA | full | kernels |", "|---|---|---|---|---|",
     ]  # fmt: skip
     mark = {"ok": "yes", "none": "none fit"}
@@ -243,6 +259,8 @@ def markdown(rows):
     lines += ["", "## What failed", ""]
     for row in rows:
         lines += [f"- {row['family']}, {name}: `{row[name].replace('`', '')}`" for name in failures(row)]
+        if failures(row) and row["family"] in EXPLAINED:
+            lines[-1] += f": {EXPLAINED[row['family']]}."
     return "\n".join(lines) + "\n"
 
 
