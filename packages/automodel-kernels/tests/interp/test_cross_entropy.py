@@ -44,6 +44,14 @@ def test_all_ignored_is_zero_even_with_nan_logits():
     assert torch.equal(logits.grad, torch.zeros(3, 33))
 
 
+def test_another_ignore_index(three_ways):
+    logits, labels = torch.randn(5, 37), torch.tensor([3, 7, 7, 36, 0])
+    function = lambda logits: cross_entropy(logits, labels, ignore_index=7, reduction="none")  # noqa: E731
+    results = three_ways(function, {"logits": logits})
+    results.check()
+    assert results.kernel["out0"][1] == 0.0
+
+
 def test_extreme_logits_stay_finite():
     logits = torch.tensor([[1e4, -1e4, 0.0] * 6, [float("-inf")] * 17 + [2.0]], requires_grad=True)
     loss = cross_entropy(logits, torch.tensor([1, 17]), reduction="none")
@@ -64,12 +72,15 @@ def test_expanded_and_strided_inputs(three_ways):
 
 
 def test_rows_beyond_two_to_the_31_elements():
-    """The second row starts past 2^31 elements: a 32-bit offset would read elsewhere. Only touched pages exist."""
+    """The third row starts at 2^31 elements: a 32-bit product would read elsewhere. Only touched pages exist.
+
+    The stride itself fits into 32 bits; a larger one would make every product with it 64 bits wide.
+    """
     storage = torch.empty(2**31 + 4096, dtype=torch.bfloat16)
-    logits = storage.as_strided((2, 64), (2**31, 1))
-    values = torch.randn(2, 64)
+    logits = storage.as_strided((3, 64), (2**30, 1))
+    values = torch.randn(3, 64)
     logits.copy_(values)
-    labels = torch.tensor([3, 5])
+    labels = torch.tensor([3, 5, 8])
     got = cross_entropy(logits, labels, reduction="none")
     torch.testing.assert_close(got, cross_entropy(logits.clone().float(), labels, reduction="none"))
 
