@@ -11,6 +11,7 @@ from automodel_core.peft.config import PeftConfig
 from automodel_core.peft.init import init_lora
 from automodel_core.peft.lora import LoRALayer, patch_linear_module
 from automodel_core.peft.matching import ModuleMatcher, linear_modules, matches, summary
+from automodel_core.peft.misread import refuse_what_peft_misreads
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +56,8 @@ def apply_lora(
         triton_rule: what ``use_triton`` asks for: a function that edits the model's LoRA layers, from
             automodel-kernels.
 
-    Raises: ValueError: a pattern matches nothing, an adapter is there already, ``use_triton`` without a rule.
+    Raises: ValueError: a pattern matches nothing, an adapter is there already, ``use_triton`` without a rule, or
+            layers whose adapters peft would load elsewhere.
     """
     if not isinstance(config, PeftConfig):
         from automodel_core.peft.external import apply_external
@@ -73,6 +75,7 @@ def apply_lora(
     matcher = ModuleMatcher.from_config(config)
     targets = {} if config.target_parameters and not config.target_modules else matcher.select(model)
     unused = matcher.unused_excludes(model)
+    refuse_what_peft_misreads(model, targets)
     model.requires_grad_(False)
     for linear in targets.values():
         patch_linear_module(linear, config)
