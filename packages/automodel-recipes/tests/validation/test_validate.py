@@ -181,6 +181,12 @@ def test_triton_is_needed_where_it_is_asked_for(good, monkeypatch):
     assert any("needs triton, which is not installed; pip install 'automodel-kernels[triton]'" in p for p in problems)
 
 
+def test_a_run_that_keeps_no_weights_is_refused(good):
+    problems = found(good, "checkpoint={enabled: false, save_consolidated: false}")
+    assert any("checkpoint.save_consolidated: false beside enabled: false keeps no weights" in p for p in problems)
+    assert found(good, "checkpoint={enabled: true, save_consolidated: false}") == []
+
+
 def test_five_planted_errors_with_line_and_column(good):
     lines = good.read_text().splitlines()
     lines[4] = "  global_batchsize: 8"

@@ -45,6 +45,11 @@ class LLMFinetuneRecipe(BaseRecipe):
         """Training set, packed if asked for, and every ``validation_dataset[_NAME]``."""
         config = self.config
         dataset = build_dataset(config.dataset, tokenizer=self.tokenizer)
+        if not hasattr(dataset, "__len__"):
+            raise UnusableInputError(
+                f"dataset is a stream ({type(dataset).__name__}); the recipe trains on numbered rows, each once "
+                "an epoch, which is what a resumed run counts on. Name a map-style dataset, such as chat."
+            )
         if len(dataset) == 0:
             raise UnusableInputError("the training dataset has no rows. Check dataset's path, split and filters.")
         self.data_facts = data_facts(dataset)

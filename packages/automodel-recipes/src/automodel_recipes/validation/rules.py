@@ -97,6 +97,14 @@ def _exact_match_has_rows(config: ConfigNode, report: Report, nproc_per_node: in
 
 
 Rule = Callable[[ConfigNode, Report, int], None]
+
+
+def _something_is_kept(config: ConfigNode, report: Report, nproc_per_node: int) -> None:
+    if config.get("checkpoint.enabled") is False and config.get("checkpoint.save_consolidated") is False:
+        message = "false beside enabled: false keeps no weights at all; remove one of the two"
+        report.add(config.source("checkpoint.save_consolidated"), "checkpoint.save_consolidated", message)
+
+
 RULES: tuple[Rule, ...] = (
     _batch_divides,
     _packing_isolates,
@@ -105,6 +113,7 @@ RULES: tuple[Rule, ...] = (
     _schedule_fits,
     _seed_once,
     _exact_match_has_rows,
+    _something_is_kept,
 )
 
 
