@@ -37,6 +37,7 @@ def affected_packages(paths: list[str]) -> set[str]:
 def lanes(packages: set[str]) -> list[dict[str, str]]:
     """Lanes in the order in which they are worth running: ``name``, ``command``, ``python``."""
     rows = [row("lint", "hatch run lint"), row("types", "hatch run types"), row("imports", "hatch run imports")]
+    rows.append(row("docs", "hatch run docs"))
     for package in PACKAGES:
         if package not in packages:
             continue
