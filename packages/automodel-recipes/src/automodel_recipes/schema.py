@@ -213,7 +213,7 @@ RECIPES: dict[str, dict[str, Section]] = {
     "SequenceClassificationRecipe": _SEQ_CLS,
     "VLMFinetuneRecipe": _VLM,
 }
-"""Sections by recipe name. Recipes that other packages register are checked at their targets only."""
+"""Sections by recipe name. A recipe that another package registers has the sections of the one it derives from."""
 
 DEFAULT_RECIPE = "LLMFinetuneRecipe"
 

@@ -3,7 +3,8 @@
 from automodel_core.config import ConfigError, ConfigNode
 from automodel_core.config.instantiate import TARGET, keyword_problems, resolve
 from automodel_core.config.tree import Table, find
-from automodel_recipes.schema import DEFAULT_RECIPE, RECIPES, find_section
+from automodel_recipes.schema import DEFAULT_RECIPE
+from automodel_recipes.validation.foreign import section_at
 from automodel_recipes.validation.report import Report
 from automodel_recipes.validation.sections import taken_signature
 
@@ -15,7 +16,7 @@ def bind_deferred(config: ConfigNode, report: Report) -> None:
         table = find(config.tree, path)
         assert isinstance(table, Table)
         recipe = config.get("recipe", DEFAULT_RECIPE)
-        section = find_section(recipe, path) if recipe in RECIPES else None
+        section = section_at(recipe, path)
         try:
             target = resolve(table, path=path, policy=config.policy)
         except ConfigError as error:

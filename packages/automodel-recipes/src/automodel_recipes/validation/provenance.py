@@ -8,7 +8,8 @@ from typing import Any
 from automodel_core.config import ConfigNode
 from automodel_core.config.instantiate import TARGET
 from automodel_core.config.tree import Leaf, Table, Tree, children, join
-from automodel_recipes.schema import DEFAULT_RECIPE, RECIPES, find_section
+from automodel_recipes.schema import DEFAULT_RECIPE
+from automodel_recipes.validation.foreign import section_at
 from automodel_recipes.validation.sections import taken_signature
 from automodel_recipes.validation.signatures import Signature, signature_of
 from automodel_recipes.validation.target import Opaque, find_target
@@ -62,7 +63,7 @@ def _default_rows(tree: Tree, path: str, config: ConfigNode) -> Iterator[Row]:
 def _signatures(table: Table, path: str, config: ConfigNode) -> Iterator[tuple[str, Signature, tuple[str, ...]]]:
     """What a section's keys are passed to: its name, keywords, and the keywords that the recipe supplies."""
     recipe = config.get("recipe", DEFAULT_RECIPE)
-    section = find_section(recipe, path) if recipe in RECIPES else None
+    section = section_at(recipe, path)
     hidden = (*section.runtime, *section.offers) if section is not None else ()
     target = table.entries[TARGET].value if TARGET in table.entries else None
     if isinstance(target, Leaf) and isinstance(target.value, str):

@@ -7,6 +7,7 @@ from automodel_core.config.kinds import KINDS, kind_of_role
 from automodel_core.config.suggest import did_you_mean
 from automodel_core.config.tree import Entry, Leaf, Sequence, Table, Tree, children, join
 from automodel_recipes.schema import RECIPES, Section, find_section
+from automodel_recipes.validation.foreign import table_of
 from automodel_recipes.validation.keys import check_keywords, check_value, holds_target
 from automodel_recipes.validation.report import Report
 from automodel_recipes.validation.signatures import Signature, signature_of
@@ -97,7 +98,15 @@ def check_nested(tree: Tree, path: str, report: Report) -> None:
         check_nested(child, join(path, key), report)
 
 
-def check_unknown_recipe(root: Table, report: Report) -> None:
-    """For a recipe that another package brings: its sections are its own, targets are checked by name and keywords."""
+def check_foreign_recipe(root: Table, recipe: str, report: Report) -> None:
+    """For a recipe that another package brings: the sections of the recipe it derives from are checked as there.
+
+    Other sections are its own: their targets are checked by name and keywords.
+    """
+    base = table_of(recipe)
     for name, entry in root.entries.items():
-        check_nested(entry.value, name, report)
+        section = find_section(base, name) if base is not None else None
+        if section is None:
+            check_nested(entry.value, name, report)
+        else:
+            check_section(name, entry, section, report)

@@ -1,16 +1,15 @@
 """``validate``: all checks in order, and ``check``: the same, raising."""
 
-from importlib.metadata import entry_points
-
 from automodel_core.config import ConfigError, ConfigNode
 from automodel_core.config.suggest import did_you_mean
 from automodel_core.config.tree import Leaf, walk
 from automodel_recipes.schema import DEFAULT_RECIPE, RECIPES
 from automodel_recipes.validation.deep import bind_deferred
 from automodel_recipes.validation.files import check_files
+from automodel_recipes.validation.foreign import is_registered
 from automodel_recipes.validation.report import Report
 from automodel_recipes.validation.rules import check_rules
-from automodel_recipes.validation.sections import check_sections, check_unknown_recipe
+from automodel_recipes.validation.sections import check_foreign_recipe, check_sections
 
 
 def validate(config: ConfigNode, *, deep: bool = False, nproc_per_node: int = 1) -> Report:
@@ -27,8 +26,8 @@ def validate(config: ConfigNode, *, deep: bool = False, nproc_per_node: int = 1)
     recipe = config.get("recipe", DEFAULT_RECIPE)
     if recipe in RECIPES:
         check_sections(config.tree, recipe, report)
-    elif _is_registered(recipe):
-        check_unknown_recipe(config.tree, report)
+    elif is_registered(recipe):
+        check_foreign_recipe(config.tree, recipe, report)
     else:
         message = f"unknown recipe {recipe!r}{did_you_mean(str(recipe), RECIPES)}"
         report.add(config.source("recipe"), "recipe", message)
@@ -50,7 +49,3 @@ def check(config: ConfigNode, *, deep: bool = False, nproc_per_node: int = 1) ->
     if report.problems:
         raise ConfigError(report.problems)
     return report
-
-
-def _is_registered(recipe: object) -> bool:
-    return any(point.name == recipe for point in entry_points(group="automodel.recipes"))
