@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from automodel_data.errors import BadRow
-from automodel_data.media import MediaLimits, load_audio, probe_audio
+from automodel_data.media import MediaLimits, Sound, load_audio, probe_audio
+from automodel_data.media.audio import resample, resampled_length
 
 
 def wav(samples: np.ndarray, rate: int = 8000, width: int = 2) -> bytes:
@@ -37,3 +38,25 @@ def test_decoded_arrays_pass() -> None:
 def test_too_long_is_refused_from_the_header() -> None:
     with pytest.raises(BadRow, match="too long"):
         probe_audio(wav(STEREO), MediaLimits(max_seconds=0.01))
+
+
+def tone(pitch: float, rate: int, seconds: float = 0.5) -> Sound:
+    return Sound(np.sin(2 * np.pi * pitch * np.arange(int(rate * seconds)) / rate).astype(np.float32), rate)
+
+
+@pytest.mark.parametrize(("old", "new"), [(48000, 16000), (22050, 16000), (8000, 16000)])
+def test_another_rate_keeps_what_it_can_hold(old: int, new: int) -> None:
+    made, wanted = resample(tone(440, old), new), tone(440, new)
+    assert made.rate == new
+    assert len(made.samples) == resampled_length(old // 2, old, new) == new // 2
+    inner = slice(200, -200)
+    assert np.abs(made.samples[inner] - wanted.samples[inner]).max() < 5e-3
+
+
+def test_pitches_above_the_new_rate_are_left_out_instead_of_folded_down() -> None:
+    assert np.abs(resample(tone(11000, 48000), 16000).samples[200:-200]).max() < 1e-2
+
+
+def test_the_same_rate_is_the_same_sound() -> None:
+    sound = tone(440, 16000)
+    assert resample(sound, 16000) is sound

@@ -5,9 +5,12 @@ from typing import Any
 import pytest
 import torch
 
+from automodel_recipes.vlm.repairs import see_whole_images
+
 _PARTS = (
     "{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for p in m['content'] %}"
-    "{{ IMAGE if p['type'] == 'image' else p['text'] }}{% endfor %}{% endif %}"
+    "{{ p['text'] if p['type'] == 'text' else '<|audio|>' if p['type'] == 'audio' else IMAGE }}"
+    "{% endfor %}{% endif %}"
 )
 _TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|>" + _PARTS + "<|end|>{% endfor %}"
@@ -18,9 +21,10 @@ _MEDIA = {
     "gemma3": ["<start_of_image>", "<image_soft_token>", "<end_of_image>"],
     "idefics3": ["<image>", "<fake_token_around_image>", "<end_of_utterance>", "<global-img>"]
     + [f"<row_{r}_col_{c}>" for r in range(1, 5) for c in range(1, 5)],
+    "phi4_mm": ["<|image|>", "<|audio|>"],
     "qwen": ["<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"],
 }
-_PRINTED = {"gemma3": "<start_of_image>", "qwen": "<|vision_start|><|image_pad|><|vision_end|>"}
+_PRINTED = {"gemma3": "<start_of_image>", "phi4_mm": "<|image|>", "qwen": "<|vision_start|><|image_pad|><|vision_end|>"}
 _MEAN = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
 _TEXT = {
     "hidden_size": 32,
@@ -66,6 +70,8 @@ def build_tokenizer(family: str) -> Any:
             "image_token": "<image_soft_token>",
             "eoi_token": "<end_of_image>",
         }
+    if family == "phi4_mm":
+        named = {"image_token": "<|image|>", "audio_token": "<|audio|>"}
     if _group(family) == "qwen":
         named = {"image_token": "<|image_pad|>", "video_token": "<|video_pad|>"}
     printed = _PRINTED.get(_group(family), "<image>")
@@ -188,6 +194,20 @@ def _qwen3_vl_processor(tokenizer: Any) -> Any:
     return ProcessorParts("Qwen3VLProcessor", tokenizer=tokenizer, image_processor=_qwen_images(8))
 
 
+def _phi4_mm_processor(tokenizer: Any) -> Any:
+    from transformers import Phi4MultimodalFeatureExtractor
+
+    from automodel_data.collate.families.parts import ProcessorParts
+    from automodel_data.collate.families.phi4_images import Phi4Images
+
+    return ProcessorParts(
+        "Phi4MultimodalProcessor",
+        tokenizer=tokenizer,
+        image_processor=Phi4Images(size=56, dynamic_hd=4),
+        audio_processor=Phi4MultimodalFeatureExtractor(),
+    )
+
+
 def build_config(family: str, tokenizer: Any) -> Any:
     import transformers
 
@@ -244,7 +264,28 @@ def build_config(family: str, tokenizer: Any) -> Any:
             pad_token_id=0,
             tie_word_embeddings=False,
         )
+    if family == "phi4_mm":
+        return _phi4_config(text, tokenizer)
     return _qwen_config(family, text, tokenizer)
+
+
+def _phi4_config(text: dict[str, Any], tokenizer: Any) -> Any:
+    from transformers import Phi4MultimodalConfig
+
+    sounds = {"hidden_size": 32, "intermediate_size": 48, "num_blocks": 2, "num_attention_heads": 4}
+    channels = {"ext_pw_out_channel": 32, "depthwise_separable_out_channel": 32, "nemo_conv_channels": 16}
+    return Phi4MultimodalConfig(
+        **{key: value for key, value in text.items() if key != "head_dim"},
+        original_max_position_embeddings=512,
+        vision_config={
+            **_VISION,
+            "image_size": 56,
+            "crop_size": 56,
+            "patch_size": 14,
+            "image_token_id": tokenizer.convert_tokens_to_ids("<|image|>"),
+        },
+        audio_config={**sounds, **channels, "audio_token_id": tokenizer.convert_tokens_to_ids("<|audio|>")},
+    )
 
 
 def _qwen_config(family: str, text: dict[str, Any], tokenizer: Any) -> Any:
@@ -274,10 +315,12 @@ def _qwen_config(family: str, text: dict[str, Any], tokenizer: Any) -> Any:
 
 
 def build_model(family: str, tokenizer: Any) -> Any:
-    from transformers import AutoModelForImageTextToText
+    import transformers
 
+    auto = transformers.AutoModelForMultimodalLM if family == "phi4_mm" else transformers.AutoModelForImageTextToText
     torch.manual_seed(0)
-    model = AutoModelForImageTextToText.from_config(build_config(family, tokenizer), attn_implementation="sdpa")
+    model = auto.from_config(build_config(family, tokenizer), attn_implementation="sdpa")
+    see_whole_images(model)
     return model.float().eval()
 
 

@@ -20,6 +20,7 @@ FAMILIES = (
     "paligemma",
     "idefics3",
     "smolvlm",
+    "phi4_mm",
     "qwen2_5_vl",
     "qwen3_vl",
 )
@@ -50,12 +51,14 @@ def our_loss(model: Any, batch: dict[str, Any]) -> torch.Tensor:
 
 
 def assert_same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], tolerance: float = 1e-5) -> None:
-    assert sum(float(g.norm()) for g in theirs.values()) > 0
+    largest = max(float(g.norm()) for g in theirs.values())
+    assert largest > 0
     for name in ours.keys() | theirs.keys():
         mine, other = ours.get(name), theirs.get(name)
         zero = torch.zeros_like(mine if mine is not None else other)
         mine, other = (zero if mine is None else mine), (zero if other is None else other)
-        assert (mine - other).norm() <= tolerance * (other.norm() + 1e-3), name
+        # Some gradients are rounding alone: a bias of keys cancels in the softmax.
+        assert (mine - other).norm() <= tolerance * (other.norm() + 1e-2 * largest), name
 
 
 @pytest.mark.parametrize("family", FULL)
@@ -145,8 +148,9 @@ def test_blank_media_change_nothing_but_reach_every_parameter(family: str, famil
     item = encoded(processor, rows[3:])[0]
     plain = default_collate_fn([item], processor, blank_media=False)
     blank = default_collate_fn([item], processor)
-    assert "pixel_values" in blank
-    assert "pixel_values" not in plain
+    pixels = "image_pixel_values" if family == "phi4_mm" else "pixel_values"
+    assert pixels in blank
+    assert pixels not in plain
     without = our_loss(model, plain)
     theirs = gradients(model, without)
     withal = our_loss(model, blank)

@@ -66,7 +66,7 @@ class _NeMoAutoModel:
         config, hf_kwargs = _load_config(path, hf_kwargs)
         attention = choose_attention(cls._model_class(config), config, attn_implementation, dtype, strict=strict)
         if materialize:
-            hf_class = _transformers(cls._hf_class_name)
+            hf_class = cls._auto_class(config)
             model, info = hf_class.from_pretrained(
                 path, config=config, dtype=dtype, attn_implementation=attention, output_loading_info=True, **hf_kwargs
             )
@@ -106,7 +106,7 @@ class _NeMoAutoModel:
             dtype = getattr(config.get_text_config(), "dtype", None) or config.dtype or torch.float32
         attention = choose_attention(cls._model_class(config), config, attn_implementation, dtype, strict=strict)
         if materialize:
-            hf_class = _transformers(cls._hf_class_name)
+            hf_class = cls._auto_class(config)
             model = hf_class.from_config(config, dtype=dtype, attn_implementation=attention, **hf_kwargs)
         else:
             model = cls._on_meta(config, dtype, attention, hf_kwargs)
@@ -115,7 +115,7 @@ class _NeMoAutoModel:
     @classmethod
     def _model_class(cls, config: Any) -> Any:
         """The class that transformers will build; None for remote code, which decides for itself."""
-        mapping = _transformers(cls._hf_class_name)._model_mapping
+        mapping = cls._auto_class(config)._model_mapping
         if type(config) in mapping:
             found = mapping[type(config)]
             return found[0] if isinstance(found, tuple) else found
@@ -128,12 +128,17 @@ class _NeMoAutoModel:
         )
 
     @classmethod
+    def _auto_class(cls, config: Any) -> Any:
+        """The transformers class that builds models of this config."""
+        return _transformers(cls._hf_class_name)
+
+    @classmethod
     def _on_meta(cls, config: Any, dtype: Any, attention: str | None, hf_kwargs: Mapping[str, Any]) -> Any:
         if dtype == "auto":
             dtype = config.dtype or torch.float32
         passed = {key: value for key, value in hf_kwargs.items() if key in ("trust_remote_code", "code_revision")}
         with torch.device("meta"):
-            hf_class = _transformers(cls._hf_class_name)
+            hf_class = cls._auto_class(config)
             return hf_class.from_config(config, dtype=dtype, attn_implementation=attention, **passed)
 
     @classmethod
@@ -161,9 +166,19 @@ class NeMoAutoModelForCausalLM(_NeMoAutoModel):
 
 
 class NeMoAutoModelForImageTextToText(_NeMoAutoModel):
-    """Any vision-language model that transformers knows."""
+    """Any vision-language or multimodal model that transformers knows."""
 
     _hf_class_name = "AutoModelForImageTextToText"
+
+    @classmethod
+    def _auto_class(cls, config: Any) -> Any:
+        """transformers lists models that take sounds as well (Phi-4-multimodal) as multimodal ones only."""
+        import transformers
+
+        named = super()._auto_class(config)
+        wider = getattr(transformers, "AutoModelForMultimodalLM", None)
+        is_known = type(config) in named._model_mapping or wider is None or type(config) not in wider._model_mapping
+        return named if is_known else wider
 
 
 class NeMoAutoModelForSequenceClassification(_NeMoAutoModel):

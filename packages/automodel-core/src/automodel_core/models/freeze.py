@@ -10,7 +10,15 @@ from automodel_core.peft.matching import matches
 
 # Parts of module names by which transformers' vision-language models call their towers.
 _TOWERS = {
-    "vision": ("vision_tower", "vision_model", "visual", "vision_encoder", "image_encoder", "vision_embed_tokens"),
+    "vision": (
+        "vision_tower",
+        "vision_model",
+        "visual",
+        "vision_encoder",
+        "image_encoder",
+        "img_processor",
+        "vision_embed_tokens",
+    ),
     "audio": ("audio_tower", "audio_model", "audio_encoder", "embed_audio", "audio_embed"),
     "language": ("language_model", "text_model"),
 }

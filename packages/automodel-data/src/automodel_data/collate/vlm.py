@@ -12,7 +12,7 @@ from automodel_data.collate.packed import packed_collater
 from automodel_data.collate.text import IGNORE_INDEX, default_collater
 from automodel_data.errors import DataError
 
-_NOT_TOKENS = ("features", "name")
+_NOT_TOKENS = ("features", "media_kinds", "name")
 _BASE_KEYS = {"input_ids", "labels", "position_ids", "seq_lens", "sample_id", *_NOT_TOKENS}
 
 
@@ -34,8 +34,9 @@ def default_collate_fn(
             before an answer, since masks are found by position.
         pad_token_id: fills ``input_ids``; by default the tokenizer's.
         pad_seq_len_divisible: round the length up to a multiple of this.
-        blank_media: put one black image into the padding of a batch without media. It changes no loss and no
-            gradient, and keeps every rank and micro-batch on the same modules.
+        blank_media: put a black image, or silence, into the padding of a batch without the media that the data
+            hold elsewhere. It changes no loss and no gradient, and keeps every rank and micro-batch on the same
+            modules.
 
     Returns: what the text collates return, and the family's tensors.
     Raises: DataError: no rows, or placeholders unlike features, naming the sample.
@@ -122,23 +123,36 @@ def _padded(
     blank_media: bool,
 ) -> dict[str, Any]:
     texts = [{k: v for k, v in row.items() if k not in _NOT_TOKENS} for row in rows]
-    if not features and blank_media:
-        texts[0], features = _with_blank(texts[0], adapter)
+    for kind in _missing_kinds(rows, adapter) if blank_media else ():
+        texts[0], features = _with_blank(texts[0], features, adapter, kind)
     batch: dict[str, Any] = default_collater(texts, pad_token_id, multiple)
     return {**batch, **(adapter.stack(features) if features else {})}
 
 
-def _with_blank(row: Mapping[str, Any], adapter: Any) -> tuple[dict[str, Any], list[Any]]:
+def _missing_kinds(rows: Sequence[Mapping[str, Any]], adapter: Any) -> tuple[str, ...]:
+    """Kinds of media that the data hold and this batch does not."""
+    data = {kind for row in rows for kind in row.get("media_kinds", ())} or {"image"}
+    present = {kind for row in rows for part in _documents(row) for kind in adapter.num_features(part)}
+    return adapter.blank_kinds(data, present)
+
+
+def _with_blank(
+    row: Mapping[str, Any], features: list[Any], adapter: Any, kind: str
+) -> tuple[dict[str, Any], list[Any]]:
     """The row with blank media behind its end, where attention and loss leave them out."""
-    ids, features = adapter.blank()
-    if not ids:
-        return dict(row), []
+    ids, blank = adapter.blank(kind)
     labels = [IGNORE_INDEX] * len(ids)
+    seen = row.get("attention_mask", [1] * len(row["input_ids"]))
     grown: dict[str, Any] = {**row, "input_ids": [*row["input_ids"], *ids], "labels": [*row["labels"], *labels]}
-    grown["attention_mask"] = [1] * len(row["input_ids"]) + [0] * len(ids)
+    grown["attention_mask"] = [*seen, *[0] * len(ids)]
     for key, column in adapter.token_columns(ids, labels).items():
         grown[key] = [*row[key], *column]
-    return grown, [features]
+    return grown, _joined(features, blank)
+
+
+def _joined(features: list[Any], blank: Any) -> list[Any]:
+    """The blank among the tensors of the first document with media; it is of a kind that none has."""
+    return [{**features[0], **blank}, *features[1:]] if features else [blank]
 
 
 def _packed(
@@ -151,8 +165,8 @@ def _packed(
 ) -> dict[str, Any]:
     """As the text path packs, blank media being a document of their own."""
     rows = list(rows)
-    if not features and blank_media:
-        rows[0], features = _with_blank_document(rows[0], adapter)
+    for kind in _missing_kinds(rows, adapter) if blank_media else ():
+        rows[0], features = _with_blank_document(rows[0], features, adapter, kind)
     batch = packed_collater(rows, pad_token_id, multiple)
     length = batch["input_ids"].shape[1]
     for key in rows[0].keys() - _BASE_KEYS:
@@ -165,13 +179,13 @@ def _packed(
     return {**batch, **stacked}
 
 
-def _with_blank_document(row: Mapping[str, Any], adapter: Any) -> tuple[dict[str, Any], list[Any]]:
-    ids, features = adapter.blank()
-    if not ids:
-        return dict(row), []
+def _with_blank_document(
+    row: Mapping[str, Any], features: list[Any], adapter: Any, kind: str
+) -> tuple[dict[str, Any], list[Any]]:
+    ids, blank = adapter.blank(kind)
     labels = [IGNORE_INDEX] * len(ids)
     columns = {"input_ids": ids, "labels": labels, "seq_lens": [len(ids)], **adapter.token_columns(ids, labels)}
-    return {**row, **{key: [*row[key], *column] for key, column in columns.items()}}, [features]
+    return {**row, **{key: [*row[key], *column] for key, column in columns.items()}}, _joined(features, blank)
 
 
 def _encoded(rows: Sequence[Mapping[str, Any]], processor: Any) -> list[dict[str, Any]]:

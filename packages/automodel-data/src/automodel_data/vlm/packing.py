@@ -8,7 +8,7 @@ from automodel_data.encode import IGNORE_INDEX
 from automodel_data.errors import DataError
 from automodel_data.packing import PackedDataset, PackedSequence
 
-_OWN = {"input_ids", "labels", "features", "name"}
+_OWN = {"input_ids", "labels", "features", "media_kinds", "name"}
 
 
 def pack_vlm_rows(dataset: Any, *, packed_sequence_size: int, **keys: Any) -> PackedVLMDataset:
@@ -43,6 +43,7 @@ class PackedVLMDataset(PackedDataset):
             "seq_lens": [len(d["input_ids"]) for d in documents],
             "sample_id": [int(n) for n in numbers],
             "features": [d["features"] for d in documents],
+            "media_kinds": documents[0]["media_kinds"],
             "name": ", ".join(d["name"] for d in documents),
         }
         for key in documents[0].keys() - _OWN:

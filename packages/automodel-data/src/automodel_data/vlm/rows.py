@@ -93,11 +93,12 @@ class VLMDataset:
 
     def _survey(self) -> None:
         """Read headers and lengths of every row; fills ``report``, ``lengths`` and the rows that are kept."""
-        kept, lengths = [], []
+        kept, lengths, kinds = [], [], set()
         for i in range(len(self.conversations)):
             self.report.num_rows += 1
             try:
-                row = self._fitted(self._tokens(self._parsed(i))[0])
+                conversation = self._parsed(i)
+                row = self._fitted(self._tokens(conversation)[0])
             except BadRow as error:
                 self._reject(error, i)
                 continue
@@ -106,7 +107,9 @@ class VLMDataset:
                 continue
             kept.append(i)
             lengths.append(len(row.input_ids))
+            kinds |= {media.kind for media in conversation.media}
             self.report.num_label_tokens += int((row.labels[1:] != IGNORE_INDEX).sum())
+        self.media_kinds = tuple(sorted(kinds))
         self.source_rows, self.lengths = np.array(kept, dtype=np.int64), np.array(lengths, dtype=np.int64)
         self.report.num_kept, self.report.num_tokens = len(kept), int(self.lengths.sum())
         check_report(self.report, policy=self._policy, name=self.name_of(0).rpartition(":")[0] or "the dataset")
@@ -188,7 +191,8 @@ class VLMDataset:
         ids, features = row.input_ids.tolist(), self.adapter.features(images, sounds)
         self.adapter.check_counts(ids, features, name=self.name_of(source))
         columns = self.adapter.token_columns(ids, row.labels.tolist())
-        return {"input_ids": ids, "labels": labels, **columns, "features": features, "name": self.name_of(source)}
+        named = {"name": self.name_of(source), "media_kinds": self.media_kinds}
+        return {"input_ids": ids, "labels": labels, **columns, "features": features, **named}
 
     def _cut(self, row: TokenRow) -> TokenRow:
         limit = self._policy.seq_length

@@ -34,7 +34,7 @@ def build_model(config: ConfigNode, *, seed: int, tokenizer: Any = None) -> Mode
     built = ModelBuild(build(config.model, tokenizer=tokenizer))
     _freeze(built, config)
     _apply_lora(built, config, seed)
-    _freeze_unreached(built)
+    _prepare_vision(built)
     _apply_kernels(built, config)
     _apply_transforms(built, config)
     return built
@@ -59,13 +59,15 @@ def _apply_lora(built: ModelBuild, config: ConfigNode, seed: int) -> None:
     init_lora(built.model, seed)
 
 
-def _freeze_unreached(built: ModelBuild) -> None:
+def _prepare_vision(built: ModelBuild) -> None:
     if getattr(getattr(built.model, "config", None), "vision_config", None) is None:
         return
+    from automodel_recipes.vlm.repairs import see_whole_images
     from automodel_recipes.vlm.unreached import freeze_unreached
 
-    if (report := freeze_unreached(built.model)) is not None:
-        built.reports.append(report)
+    for report in (see_whole_images(built.model), freeze_unreached(built.model)):
+        if report is not None:
+            built.reports.append(report)
 
 
 def _apply_kernels(built: ModelBuild, config: ConfigNode) -> None:

@@ -9,7 +9,7 @@ from automodel_recipes.batches import batched
 from automodel_recipes.evaluate import eval_mode
 from automodel_recipes.exact_match import GeneratedAnswer
 
-_NOT_COLUMNS = ("input_ids", "labels", "features", "name", "sample_id")
+_NOT_COLUMNS = ("input_ids", "labels", "features", "media_kinds", "name", "sample_id")
 
 
 class LazyRows(Sequence):

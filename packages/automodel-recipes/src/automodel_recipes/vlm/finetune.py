@@ -10,10 +10,11 @@ from automodel_data.collate.vlm import COLLATE_FNS, default_collate_fn
 from automodel_data.vlm.packing import pack_vlm_rows
 from automodel_recipes.build.call import accepted, build, plain
 from automodel_recipes.build.data import build_eval_loader, build_train_loader
-from automodel_recipes.errors import RecipeError
+from automodel_recipes.errors import RecipeError, UnusableInputError
 from automodel_recipes.llm.finetune import DataFacts, LLMFinetuneRecipe
 from automodel_recipes.vlm.answers import LazyRows, generate_vlm_answers
 from automodel_recipes.vlm.collate import BoundCollate
+from automodel_recipes.vlm.unreached import idle_without
 
 
 class VLMFinetuneRecipe(LLMFinetuneRecipe):
@@ -34,6 +35,7 @@ class VLMFinetuneRecipe(LLMFinetuneRecipe):
         """Training set, packed if asked for, and every ``validation_dataset[_NAME]``."""
         config = self.config
         dataset = self._rows(config.dataset)
+        self._refuse_idle_towers(dataset)
         self.data_facts = DataFacts(
             num_rows=len(dataset),
             num_rows_seen=len(dataset),
@@ -47,6 +49,16 @@ class VLMFinetuneRecipe(LLMFinetuneRecipe):
             config, rows, collate_fn=self._collate("dataloader"), parallel=self.parallel, seed=self.seed
         )
         self._build_validation()
+
+    def _refuse_idle_towers(self, dataset: Any) -> None:
+        """Several processes wait for the gradient of every trainable weight, also of those that no row reaches."""
+        idle = idle_without(self.unwrapped(), getattr(dataset, "media_kinds", ()) or ("image",))
+        if idle and self.parallel.world_size > 1:
+            raise UnusableInputError(
+                f"the data hold {' and '.join(dataset.media_kinds) or 'no media'} alone, so {len(idle)} trainable "
+                f"parameters never get a gradient ({idle[0]}, ...), and processes would wait for it. Freeze them: "
+                'freeze_config.freeze_audio_tower=true, or freeze_modules=["*.image_embed", "*_vision_speech"].'
+            )
 
     def _build_validation(self) -> None:
         collate = self._collate("validation_dataloader" if "validation_dataloader" in self.config else "dataloader")

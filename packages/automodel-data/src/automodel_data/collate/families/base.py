@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -38,7 +38,7 @@ class FamilyAdapter:
         self.template = self._build_template(
             chat_template or getattr(processor, "chat_template", None), template_kwargs
         )
-        self._blank: tuple[list[int], Features] | None = None
+        self._blanks: dict[str, tuple[list[int], Features]] = {}
 
     def _build_template(self, chat_template: str | None, template_kwargs: Any) -> Any:
         return MediaChatTemplate(self.tokenizer, chat_template=chat_template, template_kwargs=template_kwargs)
@@ -148,16 +148,27 @@ class FamilyAdapter:
                     "processor and its settings do not belong to each other; check patch size and sequence length."
                 )
 
-    def blank(self) -> tuple[list[int], Features]:
-        """Ids and tensors of one small black image, for batches that hold no media."""
-        if self._blank is None:
-            from PIL import Image
+    def blank_kinds(self, data: Collection[str], present: Collection[str]) -> tuple[str, ...]:
+        """The kinds to add as blanks to a batch that holds ``present``, of data that hold ``data``."""
+        return tuple(kind for kind in self.kinds if kind in data and kind not in present)
 
-            image = Image.new("RGB", (56, 56))
-            text = self.expansion("image", image.size, num_in_row=1)
-            ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-            self._blank = (list(ids), self.features([image], []))
-        return self._blank
+    def blank(self, kind: str) -> tuple[list[int], Features]:
+        """Ids and tensors of a small black image, or of silence, for batches that hold none."""
+        if kind not in self._blanks:
+            self._blanks[kind] = self.blank_sound() if kind == "audio" else self._blank_image()
+        return self._blanks[kind]
+
+    def blank_sound(self) -> tuple[list[int], Features]:
+        """For families that take sounds."""
+        raise DataError(f"{type(self).__name__} takes no sounds. Use another model, or rows without them.")
+
+    def _blank_image(self) -> tuple[list[int], Features]:
+        from PIL import Image
+
+        image = Image.new("RGB", (56, 56))
+        text = self.expansion("image", image.size, num_in_row=1)
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return list(ids), self.features([image], [])
 
     def _image_features(self, images: Sequence[Any]) -> Features:
         if not images:

@@ -33,6 +33,9 @@ _TOKENS: dict[str, dict[str, Any]] = {
     "Phi4MultimodalProcessor": {"image_token": "<|image|>", "audio_token": "<|audio|>"},
 }
 
+# Arguments that say where files are, as against settings of a processor.
+_PLACE = ("revision", "subfolder", "cache_dir", "token", "local_files_only")
+
 
 class ProcessorParts:
     """An image processor and a tokenizer that stand for a full processor.
@@ -72,51 +75,92 @@ class ProcessorParts:
     def save_pretrained(self, directory: str | Path) -> None:
         """Write the parts as the full processor would, so that either can load them."""
         directory = Path(directory)
-        for part in (self.tokenizer, self.image_processor, self.audio_processor):
+        self.tokenizer.save_pretrained(directory)
+        config = {"processor_class": self.processor_class, **self.settings}
+        for name in ("image_processor", "audio_processor"):
+            part = getattr(self, name)
             if part is not None:
-                part.save_pretrained(directory)
+                config[name] = json.loads(json.dumps(part.to_dict(), default=_as_list))
+        if self.image_processor is not None:
+            self.image_processor.save_pretrained(directory)
         if self.chat_template:
             (directory / "chat_template.jinja").write_text(self.chat_template, encoding="utf-8")
-        config = {"processor_class": self.processor_class, **self.settings}
         (directory / "processor_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _as_list(value: Any) -> Any:
+    return value.tolist()
 
 
 def load_processor(path: str, **keys: Any) -> Any:
     """The processor of a model directory or hub id; its parts where the full one needs torchvision.
+
+    Args:
+        path: a local directory or a hub id.
+        keys: passed on to transformers, such as ``revision``, ``subfolder`` or ``max_pixels``.
 
     Raises: DataError: neither loads.
     """
     from transformers import AutoProcessor
 
     try:
-        return AutoProcessor.from_pretrained(path, **keys)
-    except (ImportError, RuntimeError, OSError, ValueError, TypeError) as error:
-        parts = _load_parts(Path(path), error)
+        full = AutoProcessor.from_pretrained(path, **keys)
+        if hasattr(full, "tokenizer"):
+            return full
+        error: Exception = DataError(f"{type(full).__name__} is no processor of images and text.")
+    except (ImportError, RuntimeError, OSError, ValueError, TypeError) as failed:
+        error = failed
+    parts = _load_parts(path, error, keys)
     logger.warning("%s: the full processor does not load here; its image processor and tokenizer are used", path)
     return parts
 
 
-def _load_parts(path: Path, error: Exception) -> ProcessorParts:
-    from transformers import AutoImageProcessor, AutoTokenizer
+def _load_parts(path: str, error: Exception, keys: dict[str, Any]) -> ProcessorParts:
+    from transformers import AutoTokenizer
 
-    record = path / "processor_config.json"
-    config = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
-    name = config.pop("processor_class", None)
-    if name not in _TOKENS:
+    where = {key: value for key, value in keys.items() if key in _PLACE}
+    record = _record(path, "processor_config.json", where)
+    images = record.pop("image_processor", None) or _record(path, "preprocessor_config.json", where)
+    named = (record, images, _record(path, "tokenizer_config.json", where))
+    name = next((config["processor_class"] for config in named if config.get("processor_class") in _TOKENS), None)
+    if name is None:
         raise DataError(
             f"no processor can be loaded from {path}: {error} Give a directory with a processor, or install what the "
             "message names."
         ) from error
-    tokenizer = AutoTokenizer.from_pretrained(path)
-    image_processor = None
-    if (path / "preprocessor_config.json").is_file():
-        image_processor = AutoImageProcessor.from_pretrained(path, backend="pil")
-    template = path / "chat_template.jinja"
-    known = {key: value for key, value in config.items() if key in _TOKENS[name] or key == "num_image_tokens"}
+    template = _record(path, "chat_template.json", where).get("chat_template")
+    known = {key: value for key, value in record.items() if key in _TOKENS[name] or key == "num_image_tokens"}
     return ProcessorParts(
         name,
-        tokenizer=tokenizer,
-        image_processor=image_processor,
-        chat_template=template.read_text(encoding="utf-8") if template.is_file() else None,
+        tokenizer=AutoTokenizer.from_pretrained(path, **where),
+        image_processor=_image_processor(path, name, images, keys),
+        audio_processor=_audio_processor(path, where) if name == "Phi4MultimodalProcessor" else None,
+        chat_template=template,
         **known,
     )
+
+
+def _record(path: str, name: str, where: dict[str, Any]) -> dict[str, Any]:
+    """A JSON file beside the model, empty where there is none."""
+    from transformers.utils import cached_file
+
+    found = cached_file(path, name, _raise_exceptions_for_missing_entries=False, **where)
+    return json.loads(Path(found).read_text(encoding="utf-8")) if found else {}
+
+
+def _image_processor(path: str, name: str, record: dict[str, Any], keys: dict[str, Any]) -> Any:
+    if not record:
+        return None
+    if name == "Phi4MultimodalProcessor":  # transformers has no class for it that works without torchvision
+        from automodel_data.collate.families.phi4_images import Phi4Images
+
+        return Phi4Images.of(record)
+    from transformers import AutoImageProcessor
+
+    return AutoImageProcessor.from_pretrained(path, backend="pil", **keys)
+
+
+def _audio_processor(path: str, where: dict[str, Any]) -> Any:
+    from transformers import Phi4MultimodalFeatureExtractor
+
+    return Phi4MultimodalFeatureExtractor.from_pretrained(path, **where)
