@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
@@ -22,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 OVERFLOWS = ("drop", "truncate_right", "truncate_left", "error")
 _BATCH = 512  # rows per call of the tokenizer
+_FIRST_BATCH = 32  # of a stream one often wants the first few
 _CHUNK = 2048  # rows per task of a worker process
 _MAX_RECORDS = 10_000  # bad rows that are kept by name; all are counted
 
@@ -44,6 +46,19 @@ class RowPolicy:
         one_of("on_bad", self.on_bad, ("skip", "fail"))
         if self.seq_length is not None and self.seq_length < 2:
             raise DataError(f"seq_length={self.seq_length}: a row needs at least 2 tokens. Raise it, or leave it out.")
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Rows on their way: what rendering made of each, and the texts among that."""
+
+    results: list[tuple[int, Any]]
+    texts: list[Rendered]
+
+    def with_tokens(self, tokens: Sequence[TokenRow]) -> list[tuple[int, TokenRow | BadRow]]:
+        """The rows in order, with the tokens of ``texts`` in place of these."""
+        following = iter(tokens)
+        return [(i, next(following) if isinstance(result, Rendered) else result) for i, result in self.results]
 
 
 @dataclass(frozen=True)
@@ -72,21 +87,41 @@ class RowEncoder:
         self, numbered: Iterator[tuple[int, Any]], source: Any, report: EncodeReport
     ) -> Iterator[tuple[int, TokenRow]]:
         """``(source row, TokenRow)`` of each usable row in order; ``report`` is filled on the way."""
-        while batch := list(islice(numbered, _BATCH)):
-            results = [(i, _attempt(self._rendered, row)) for i, row in batch]
-            texts = [result for _, result in results if not isinstance(result, (BadRow, TokenRow))]
-            tokens = iter(self.encoder.encode(texts, add_prefix=self.add_prefix))
-            for i, result in results:
-                row = result if isinstance(result, (BadRow, TokenRow)) else next(tokens)
-                fitted = row if isinstance(row, BadRow) else _attempt(partial(_fit, self.policy, report), row)
-                report.num_rows += 1
-                if isinstance(fitted, BadRow):
-                    _reject(fitted, source.place(i), self.policy, report)
-                elif fitted is not None:
-                    report.num_kept += 1
-                    report.num_tokens += len(fitted.input_ids)
-                    report.num_label_tokens += int((fitted.labels[1:] != IGNORE_INDEX).sum())
-                    yield i, fitted
+        for i, row in self._attempted(numbered):
+            fitted = row if isinstance(row, BadRow) else _attempt(partial(_fit, self.policy, report), row)
+            report.num_rows += 1
+            if isinstance(fitted, BadRow):
+                _reject(fitted, source.place(i), self.policy, report)
+            elif fitted is not None:
+                report.num_kept += 1
+                report.num_tokens += len(fitted.input_ids)
+                report.num_label_tokens += int((fitted.labels[1:] != IGNORE_INDEX).sum())
+                yield i, fitted
+
+    def _attempted(self, numbered: Iterator[tuple[int, Any]]) -> Iterator[tuple[int, TokenRow | BadRow]]:
+        """Each row with its tokens, or with why there are none.
+
+        The tokenizer does not hold the interpreter lock, so while a thread tokenises one batch, the next is rendered
+        and the last one gets its labels. Nothing runs while a row is out of our hands: the caller may use the
+        tokenizer, or fork.
+        """
+        rendered = self._render_batch(numbered, _FIRST_BATCH)
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenise") as thread:
+            previous = _Batch([], [])
+            encodings: list[Any] = []
+            while rendered.results or previous.results:
+                tokenising = thread.submit(self.encoder.tokenise, rendered.texts)
+                done = previous.with_tokens(
+                    self.encoder.labelled(previous.texts, encodings, add_prefix=self.add_prefix)
+                )
+                following = self._render_batch(numbered, _BATCH)
+                encodings = tokenising.result()
+                yield from done
+                previous, rendered = rendered, following
+
+    def _render_batch(self, numbered: Iterator[tuple[int, Any]], size: int) -> _Batch:
+        results = [(i, _attempt(self._rendered, row)) for i, row in islice(numbered, size)]
+        return _Batch(results, [result for _, result in results if isinstance(result, Rendered)])
 
 
 def encode_source(

@@ -55,7 +55,14 @@ class TextEncoder:
             texts: texts with their trained spans.
             add_prefix: put `prefix_ids` (untrained) before each text; chat templates write their own.
         """
-        encodings = self._backend.encode_batch_fast([t.text for t in texts], add_special_tokens=False)
+        return self.labelled(texts, self.tokenise(texts), add_prefix=add_prefix)
+
+    def tokenise(self, texts: Sequence[Rendered]) -> list[Any]:
+        """The first half of `encode`: the tokenizer's encodings, made without the interpreter lock."""
+        return self._backend.encode_batch_fast([t.text for t in texts], add_special_tokens=False) if texts else []
+
+    def labelled(self, texts: Sequence[Rendered], encodings: Sequence[Any], *, add_prefix: bool) -> list[TokenRow]:
+        """The second half of `encode`: rows of what `tokenise` gave."""
         prefix = self.prefix_ids if add_prefix else []
         return [self._row(text, np.array(e.ids, dtype=np.int32), prefix) for text, e in zip(texts, encodings)]
 
@@ -86,9 +93,12 @@ class TextEncoder:
 
 def _overlap(starts: np.ndarray, ends: np.ndarray, spans: Sequence[tuple[int, int]]) -> np.ndarray:
     trained = np.zeros(len(starts), dtype=bool)
-    for first, last in spans:
-        # Tokens are in text order: the first that ends after the span's start, to the last that starts before its end.
-        trained[np.searchsorted(ends, first, side="right") : np.searchsorted(starts, last, side="left")] = True
+    bounds = np.array(spans, dtype=np.int64)
+    # Tokens are in text order: the first that ends after the span's start, to the last that starts before its end.
+    first = np.searchsorted(ends, bounds[:, 0], side="right").tolist()
+    last = np.searchsorted(starts, bounds[:, 1], side="left").tolist()
+    for begin, end in zip(first, last):
+        trained[begin:end] = True
     return trained
 
 

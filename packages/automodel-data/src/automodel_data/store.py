@@ -137,9 +137,12 @@ def token_table(rows: Iterable[tuple[int, TokenRow]]) -> Any:
     """``(source row, TokenRow)`` pairs as a Hugging Face ``Dataset`` in memory."""
     import pyarrow as pa
     from datasets import Dataset
+    from datasets.fingerprint import generate_random_fingerprint
 
     batches = list(_record_batches(rows))
-    return Dataset(pa.Table.from_batches(batches, schema=_schema())).with_format("numpy")
+    table = pa.Table.from_batches(batches, schema=_schema())
+    # Without a fingerprint of ours, ``datasets`` pickles and hashes every token.
+    return Dataset(table, fingerprint=generate_random_fingerprint()).with_format("numpy")
 
 
 def write_tokens(directory: Path, rows: Iterable[tuple[int, TokenRow]], report: EncodeReport) -> None:
