@@ -72,11 +72,16 @@ class ParallelContext:
 
     def any_rank(self, flag: bool) -> bool:
         """True on every rank when ``flag`` is true on one of them."""
+        return bool(self.largest_over_ranks(int(flag)))
+
+    def largest_over_ranks(self, value: int) -> int:
+        """The largest of the ranks' numbers, on every rank. Through host memory where the backend allows: no sync."""
         if self.world_size == 1:
-            return bool(flag)
-        value = torch.tensor(float(flag), device=self.device)
-        dist.all_reduce(value, op=dist.ReduceOp.MAX)
-        return bool(value.item())
+            return value
+        on_host = "cpu:" in dist.get_backend_config()
+        shared = torch.tensor(value, dtype=torch.int64, device="cpu" if on_host else self.device)
+        dist.all_reduce(shared, op=dist.ReduceOp.MAX)
+        return int(shared.item())
 
     def barrier(self) -> None:
         """Wait until every rank is here."""

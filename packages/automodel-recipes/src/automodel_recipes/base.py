@@ -9,7 +9,7 @@ import torch
 
 from automodel_core.config import ConfigNode
 from automodel_core.loss import count_label_tokens, forward_loss, shift_labels
-from automodel_core.training import StatefulRNG, StepScheduler
+from automodel_core.training import StatefulRNG, StepGuard, StepScheduler
 from automodel_parallel import shutdown
 from automodel_recipes.batches import Batch
 from automodel_recipes.build.data import global_batch_size
@@ -18,7 +18,7 @@ from automodel_recipes.build.optim import build_loss, build_lr_schedule, build_r
 from automodel_recipes.build.parallel import build_dist_info, build_parallel
 from automodel_recipes.checkpointing import RunCheckpointer, claim_directory, release_directory
 from automodel_recipes.evaluate import EvalMetrics, evaluate_loss
-from automodel_recipes.interrupt import StopRequest
+from automodel_recipes.interrupt import GO_ON, SAVE, StopAgreed, StopRequest
 from automodel_recipes.loggers.console import Console
 from automodel_recipes.loop import TrainSummary, train_loop
 from automodel_recipes.options import TrainOptions
@@ -72,6 +72,7 @@ class BaseRecipe:
         self.device: torch.device = self.parallel.device
         self.seed = int(self.config.get("seed", self.config.get("rng.seed", 42)))
         self.rng = StatefulRNG(self.seed, ranked=bool(self.config.get("rng.ranked", True)))
+        self.stall_warning_s = float(self.config.get("monitoring.stall_warning_s", 60.0))
         self.console = Console(enabled=self.parallel.is_main and not self.options.quiet)
 
     def open_directory(self) -> None:
@@ -118,6 +119,7 @@ class BaseRecipe:
         self.step_scheduler = StepScheduler(dataloader=self.train_loader, dp_size=self.parallel.dp_size, **keys)
         optimizer = build_recipe_optimizer(self.config, self.unwrapped())
         self.optimizer = self.parallel.prepare_optimizer(optimizer)
+        self.guard = StepGuard()
         self.lr_schedule = build_lr_schedule(self.config, self.optimizer, self.step_scheduler.total_steps)
         self.max_grad_norm: float | None = self.config.get("clip_grad_norm.max_norm", 1.0)
 
@@ -150,7 +152,23 @@ class BaseRecipe:
         from automodel_recipes.exact_match import generate_answers
 
         synced = self.parallel.world_size > 1
-        return generate_answers(self.unwrapped(), self.tokenizer, rows, device=self.device, synced=synced, **keys)
+        return generate_answers(
+            self.unwrapped(), self.tokenizer, rows, device=self.device, synced=synced, poll=self.poll_stop, **keys
+        )
+
+    def agreed_code(self) -> int:
+        """What the ranks agree to do: `GO_ON`, `SAVE`, or stop by a signal, whose number it is. Every rank calls it."""
+        mine = self.stop.code(self.run_dir.path) if self.stop or self.parallel.is_main else GO_ON
+        return self.parallel.largest_over_ranks(mine)
+
+    def poll_stop(self) -> None:
+        """Called between batches of work that is not a training step; a request to save waits for the next step.
+
+        Raises: StopAgreed: some rank received a stop signal.
+        """
+        code = self.parallel.largest_over_ranks(int(self.stop.signal_number or GO_ON))
+        if code > SAVE:
+            raise StopAgreed(code)
 
     def unwrapped(self) -> Any:
         """The model without data-parallel wrappers."""

@@ -36,6 +36,7 @@ class RunCheckpointer:
         self._read_back = bool(keys.get("read_back", True))
         self._first_checked = False
         self._saver: Any = None
+        self._step_on_disk: int | None = None  # saved by this run, or where it went on from
 
     def _state(self) -> dict[str, Any]:
         """Sections in the order of loading: weights first, random state last."""
@@ -57,9 +58,9 @@ class RunCheckpointer:
         Raises: SaveFailed and others of `automodel_ckpt.save`; with ``is_async`` also for the save before this one.
             VerificationFailed: the weights do not load through transformers or PEFT.
         """
-        if not self.enabled or self.r.options.dry_run:
-            return
         r = self.r
+        if not self.enabled or r.options.dry_run or self._step_on_disk == r.step_scheduler.step:
+            return
         keys = {
             "step": r.step_scheduler.step,
             "metrics": {name: metrics.loss for name, metrics in summary.validation.items()},
@@ -76,6 +77,7 @@ class RunCheckpointer:
             from automodel_ckpt import save
 
             self._published(save(r.run_dir.path, self._state(), **keys, **options))
+        self._step_on_disk = r.step_scheduler.step
         self._write_companions()
         self._check_first()
 
@@ -156,6 +158,7 @@ class RunCheckpointer:
         from automodel_ckpt import load
 
         load(source, self._state())
+        self._step_on_disk = self.r.step_scheduler.step
         self.r.records.resumed(source)
 
     def write_final(self) -> Path | None:

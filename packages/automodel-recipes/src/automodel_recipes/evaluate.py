@@ -48,12 +48,15 @@ def evaluate_loss(r: "BaseRecipe", batches: Iterable[Batch]) -> EvalMetrics:
     """Sum of token losses over all batches and ranks, divided by the sum of label tokens once.
 
     Every rank must be handed the same number of batches; rows without labels count for nothing.
+
+    Raises: StopAgreed: a stop signal came on some rank; the sum so far is dropped.
     """
     loss_sum = torch.zeros((), dtype=torch.float64, device="cpu")
     count = torch.zeros((), dtype=torch.int64, device=r.device)
     one = torch.ones((), dtype=torch.int64, device=r.device)
     with eval_mode(r.model):
         for batch in batches:
+            r.poll_stop()
             prepared = r.prepare(to_device(batch, r.device))
             count += r.count_targets([prepared])
             loss = r.forward_loss(r.parallel.shard_sequence(prepared), one)

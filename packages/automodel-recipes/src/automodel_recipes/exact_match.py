@@ -1,6 +1,6 @@
 """Generate the answers of validation rows greedily and compare them with the reference text."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +39,7 @@ def generate_answers(
     max_new_tokens: int = 64,
     batch_size: int = 64,
     synced: bool = False,
+    poll: Callable[[], None] = lambda: None,
 ) -> list[GeneratedAnswer]:
     """Greedy answers for rows whose labels mark one answer.
 
@@ -49,6 +50,7 @@ def generate_answers(
         max_new_tokens: cap on generated tokens.
         batch_size: rows decoded together, shortest prompts first.
         synced: keep all ranks in step, as sharded models need.
+        poll: called before each group of rows; may raise to break off.
 
     Returns: one answer a row, in the order of the rows.
     """
@@ -58,6 +60,7 @@ def generate_answers(
     stop_ids = _stop_ids(tokenizer, tasks)
     with eval_mode(model), torch.no_grad():
         for chunk in batched(order, batch_size):
+            poll()
             outputs = _generate(
                 model,
                 [tasks[i].prompt_ids for i in chunk],

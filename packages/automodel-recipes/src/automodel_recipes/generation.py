@@ -23,9 +23,12 @@ def measure_exact_match(r: "BaseRecipe", *, moment: str) -> float:
     section = r.config.get("evaluation")
     rows = r.eval_rows[: section.get("num_rows", len(r.eval_rows))]
     mine = [rows[i] for i in range(r.parallel.dp_rank, len(rows), r.parallel.dp_size)]
+    # As many rows on every rank, so that all of them poll for a stop, and run sharded layers, equally often.
+    share_size = -(-len(rows) // r.parallel.dp_size)
+    padded = mine + [rows[0]] * (share_size - len(mine))
     answers = r.generate_answers(
-        mine, max_new_tokens=section.get("max_new_tokens", 64), batch_size=section.get("batch_size", 64)
-    )
+        padded, max_new_tokens=section.get("max_new_tokens", 64), batch_size=section.get("batch_size", 64)
+    )[: len(mine)]
     right = torch.tensor([sum(a.is_exact for a in answers), len(answers)], device=r.device)
     num_exact, num_rows = r.parallel.sum_over_data(right).tolist()
     share = num_exact / max(num_rows, 1)

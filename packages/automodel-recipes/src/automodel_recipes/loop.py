@@ -1,12 +1,15 @@
 """The training loop: train, log, validate, save; then finish."""
 
+import signal
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from automodel_recipes.batches import sample_ids
-from automodel_recipes.errors import Interrupted, NonFiniteLossError
+from automodel_recipes.data_wait import next_window
+from automodel_recipes.errors import Interrupted
 from automodel_recipes.evaluate import EvalMetrics
+from automodel_recipes.interrupt import StopAgreed
+from automodel_recipes.nonfinite import check_finite
 from automodel_recipes.train_step import train_step
 
 if TYPE_CHECKING:
@@ -31,13 +34,24 @@ def train_loop(r: "BaseRecipe") -> TrainSummary:
         NonFiniteLossError: a loss or gradient norm is not finite; names the samples of that step.
         Interrupted: a stop signal came; a checkpoint was written first where checkpoints are enabled.
     """
+    r.records.start()
+    try:
+        return _run(r)
+    except BaseException as error:
+        r.records.ended(error)
+        raise
+
+
+def _run(r: "BaseRecipe") -> TrainSummary:
     start = time.monotonic()
     summary = TrainSummary(steps=r.step_scheduler.step, seconds=0.0)
-    r.records.start()
-    if not r.options.dry_run:
-        measure(r, summary, moment="start")
-        _run_steps(r, summary)
-        measure(r, summary, moment="end")
+    try:
+        if not r.options.dry_run:
+            measure(r, summary, moment="start")
+            _run_steps(r, summary)
+            measure(r, summary, moment="end")
+    except StopAgreed as stop:
+        _save_and_leave(r, summary, stop.signal_number)
     summary.steps = r.step_scheduler.step
     summary.seconds = time.monotonic() - start
     r.records.finish(summary)
@@ -45,26 +59,24 @@ def train_loop(r: "BaseRecipe") -> TrainSummary:
 
 
 def _run_steps(r: "BaseRecipe", summary: TrainSummary) -> None:
+    windows = iter(r.step_scheduler)
     clock = time.monotonic()
-    for micro_batches in r.step_scheduler:
-        waited = time.monotonic() - clock
-        metrics = train_step(r, micro_batches)
-        row = r.records.train_row(metrics, micro_batches, seconds=time.monotonic() - clock, waited=waited)
+    while not _enough(r) and (window := next_window(r, windows)) is not None:
+        metrics = train_step(r, window.micro_batches)
+        seconds = time.monotonic() - clock
+        row = r.records.train_row(metrics, window.micro_batches, seconds=seconds, waited=window.seconds)
         if row is not None:
             summary.last_loss = row["loss"]
-            _check_finite(r, row, micro_batches)
+            check_finite(r, row, window.micro_batches)
         if r.step_scheduler.is_val_step and not r.step_scheduler.is_last_step:
             measure(r, summary, moment="step")
-        stopping = r.parallel.any_rank(bool(r.stop))
-        enough = r.options.max_steps is not None and r.step_scheduler.step >= r.options.max_steps
-        if r.step_scheduler.is_ckpt_step or stopping or enough:
+        if r.step_scheduler.is_ckpt_step or window.save or _enough(r):
             r.checkpointer.save(summary)
-        if stopping:
-            r.checkpointer.wait()
-            _raise_interrupted(r)
-        if enough:
-            return
         clock = time.monotonic()
+
+
+def _enough(r: "BaseRecipe") -> bool:
+    return r.options.max_steps is not None and r.step_scheduler.step >= r.options.max_steps
 
 
 def measure(r: "BaseRecipe", summary: TrainSummary, *, moment: str) -> None:
@@ -80,19 +92,15 @@ def measure(r: "BaseRecipe", summary: TrainSummary, *, moment: str) -> None:
         summary.exact_match[moment] = measure_exact_match(r, moment=moment)
 
 
-def _check_finite(r: "BaseRecipe", row: dict, micro_batches: list) -> None:
-    if all(abs(row[key]) < float("inf") for key in ("loss", "grad_norm")):
-        return
-    raise NonFiniteLossError(
-        f"step {row['step']}: loss {row['loss']}, gradient norm {row['grad_norm']}. "
-        f"Samples of this step on rank {r.parallel.rank}: {sample_ids(micro_batches)}. "
-        "Look at these rows, lower optimizer.lr, or set clip_grad_norm.max_norm."
-    )
-
-
-def _raise_interrupted(r: "BaseRecipe") -> None:
-    import signal
-
-    number = r.stop.signal_number or int(signal.SIGTERM)
-    saved = "checkpoint written; go on with --resume auto" if r.checkpointer.enabled else "checkpoints are not enabled"
-    raise Interrupted(number, f"stopped by {signal.Signals(number).name} after step {r.step_scheduler.step}; {saved}.")
+def _save_and_leave(r: "BaseRecipe", summary: TrainSummary, signal_number: int) -> None:
+    step = r.step_scheduler.step
+    if step > 0:
+        r.checkpointer.save(summary)
+        r.checkpointer.wait()
+    saved = "checkpoint written; go on with --resume auto"
+    if not r.checkpointer.enabled:
+        saved = "checkpoints are not enabled"
+    elif step == 0:
+        saved = "nothing was trained, so nothing was saved"
+    name = signal.Signals(signal_number).name
+    raise Interrupted(signal_number, f"stopped by {name} after step {step}; {saved}.")

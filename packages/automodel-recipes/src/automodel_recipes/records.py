@@ -1,9 +1,6 @@
 """Everything a run writes down about itself: metrics, run.json, the loss curve and the screen."""
 
-import json
-import os
 import platform
-import resource
 import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
@@ -14,11 +11,13 @@ import torch
 
 from automodel_recipes.batches import Batch, count_tokens
 from automodel_recipes.evaluate import EvalMetrics
+from automodel_recipes.host_memory import HostMemoryWatch, host_memory_gib, peak_memory_gib
 from automodel_recipes.loggers.console import count, duration, significant
 from automodel_recipes.loggers.jsonl import JsonlLogger, read_jsonl
 from automodel_recipes.loggers.plot import plot_loss
 from automodel_recipes.run_dir import check_writable
 from automodel_recipes.screen import start_screen
+from automodel_recipes.text_files import write_json, write_text
 from automodel_recipes.train_step import StepMetrics
 from automodel_recipes.validation.provenance import provenance
 
@@ -50,6 +49,7 @@ class RunRecords:
         self.is_main: bool = recipe.parallel.is_main
         self.log_every = int(recipe.config.get("step_scheduler.log_every_steps", 1))
         self.num_label_tokens = 0
+        self._host_memory = HostMemoryWatch(float(recipe.config.get("monitoring.host_growth_warning_gib", 4.0)))
         self._jsonl: JsonlLogger | None = None
         self._epoch_start = time.monotonic()
         if self.is_main:
@@ -83,6 +83,14 @@ class RunRecords:
         self._write_run_json(status="finished", summary=summary)
         end_screen(self.r, summary, final)
 
+    def ended(self, error: BaseException) -> None:
+        """Note in run.json why a run ended early."""
+        code = getattr(error, "exit_code", 130 if isinstance(error, KeyboardInterrupt) else 1)
+        status = "interrupted" if code > 128 else "failed"
+        reason = f"{type(error).__name__}: {error}"
+        self.event("end", status=status, reason=reason)
+        self._write_run_json(status=status, end={"exit_code": code, "reason": reason})
+
     # Rows.
 
     def train_row(
@@ -109,7 +117,10 @@ class RunRecords:
             "label_tokens_per_s": round(int(metrics.num_label_tokens) / seconds, 1),
             "data_wait_percent": round(100 * waited / seconds, 1),
             "peak_memory_gib": round(peak_memory_gib(r.device), 3),
+            "host_memory_gib": round(host_memory_gib(), 3),
         }
+        if (warning := self._host_memory.observe(step, row["host_memory_gib"])) is not None:
+            self.event("warning", message=warning)
         if self._jsonl is not None:
             self._jsonl.log("train", row)
         self._print_step(row)
@@ -165,7 +176,9 @@ class RunRecords:
 
     # run.json
 
-    def _write_run_json(self, *, status: str, summary: "TrainSummary | None" = None) -> None:
+    def _write_run_json(
+        self, *, status: str, summary: "TrainSummary | None" = None, end: dict[str, Any] | None = None
+    ) -> None:
         if not self.is_main:
             return
         record: dict[str, Any] = {
@@ -184,6 +197,7 @@ class RunRecords:
             "device": str(self.r.device),
             "world_size": self.r.parallel.world_size,
             "num_label_tokens": self.num_label_tokens,
+            "end": end or {"exit_code": 0, "reason": "the schedule is complete"} if status == "finished" else end,
         }
         if summary is not None:
             record["summary"] = {
@@ -196,18 +210,6 @@ class RunRecords:
         write_json(self.r.run_dir.path / "run.json", record)
 
 
-def write_json(path: Path, record: dict[str, Any]) -> None:
-    """Write a record as indented JSON."""
-    write_text(path, json.dumps(record, indent=2, default=str) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a text file in one step, so that a reader never sees half of it."""
-    staging = path.with_name(f".{path.name}-{os.getpid()}")
-    staging.write_text(text, encoding="utf-8")
-    staging.replace(path)
-
-
 def package_versions() -> dict[str, str]:
     """Installed versions of the packages that decide a run's numbers."""
     found = {}
@@ -217,11 +219,3 @@ def package_versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def peak_memory_gib(device: torch.device) -> float:
-    """Peak device memory in GiB; on CPU the peak resident set of this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from automodel_core.config import ConfigNode, Policy
 from automodel_recipes.errors import RecipeError
 from automodel_recipes.interrupt import catch_stop_signals
+from automodel_recipes.launch.local import end_with_launcher
 from automodel_recipes.options import TrainOptions
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ def run(config: ConfigNode, options: TrainOptions | None = None) -> int:
     """
     recipe = recipe_class(config.get("recipe", DEFAULT_RECIPE), config.policy)(config, options)
     with catch_stop_signals(recipe.stop):
+        end_with_launcher()
         try:
             recipe.setup()
             recipe.train()

@@ -190,6 +190,19 @@ _LLM: dict[str, Section] = {
     ),
 }
 
+_LLM["monitoring"] = Section(
+    "What is warned of while a run goes on.",
+    keys={
+        "stall_warning_s": Key(
+            {"type": "number", "minimum": 0}, "Seconds of waiting for data that call for a warning; 60 by default."
+        ),
+        "host_growth_warning_gib": Key(
+            {"type": "number", "minimum": 0},
+            "Growth of host memory that calls for one; 4 by default.",
+        ),
+    },
+)
+
 _VLM_OFFERS = ("tokenizer", "processor")
 _VLM: dict[str, Section] = {
     **{name: section for name, section in _LLM.items() if name != "tokenizer"},  # it is the processor's

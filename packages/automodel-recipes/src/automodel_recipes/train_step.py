@@ -47,7 +47,7 @@ def train_step(r: "BaseRecipe", micro_batches: Sequence[Batch]) -> StepMetrics:
 
     learning_rate = r.lr_schedule.last_lr
     grad_norm = r.parallel.clip_grad_norm(r.model, r.max_grad_norm)
-    r.optimizer.step()
+    r.guard.step(r.optimizer, grad_norm)  # not taken where the norm is not finite
     r.lr_schedule.step()
     r.optimizer.zero_grad(set_to_none=True)
     return StepMetrics(loss, grad_norm, num_label_tokens, learning_rate)

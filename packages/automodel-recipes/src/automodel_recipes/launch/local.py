@@ -1,9 +1,25 @@
-"""Several processes on one machine, started by torchrun's own launcher."""
+"""Several processes on one machine. Unlike torchrun, this launcher lets a checkpoint finish before it ends anything.
 
+torchrun kills its children 30 seconds after SIGTERM and ignores SIGUSR1. Here a signal is handed on, once, and the
+children decide how long their save takes. A child that fails ends the others.
+"""
+
+import contextlib
+import ctypes
 import os
+import signal
+import subprocess
 import sys
-import uuid
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from automodel_recipes.interrupt import STOP_SIGNALS
+
+_POLL_S = 0.05
+_GRACE_S = 5.0
+"""How long ranks may go on after one has failed: enough to print why, too little to wait for a dead peer."""
+_PARENT = "AUTOMODEL_LAUNCHER_PID"
 
 
 def under_launcher() -> bool:
@@ -14,33 +30,106 @@ def under_launcher() -> bool:
 def launch(argv: Sequence[str], nproc_per_node: int) -> int:
     """Run ``python -m automodel_recipes ARGV`` in ``nproc_per_node`` processes and wait for them.
 
-    Arguments are passed as a list, never through a shell, so that paths may hold spaces.
+    Arguments are passed as a list, never through a shell, so that paths may hold spaces. SIGINT, SIGTERM and SIGUSR1
+    are handed on to every process.
 
     Args:
         argv: arguments of the command, e.g. ``["train", "my config.yaml"]``.
         nproc_per_node: processes to start.
 
-    Returns: 0, or the exit code of the first process that failed.
+    Returns: 0, or the exit code of the first process that failed (128 + the signal's number for one that was killed).
     """
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+    with _meeting_point() as environment:
+        children: list[subprocess.Popen] = []
+        with _hand_on_signals(children):
+            for rank in range(nproc_per_node):
+                children.append(_start(argv, rank, nproc_per_node, environment))
+            return _wait(children)
 
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=nproc_per_node,
-        run_id=f"automodel-{uuid.uuid4().hex[:8]}",
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        max_restarts=0,
-        monitor_interval=0.1,
+
+@contextlib.contextmanager
+def _meeting_point() -> Iterator[dict[str, str]]:
+    """Serve the store that the ranks meet at; the system chooses the port, so that no other process can take it."""
+    import torch.distributed as dist
+
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    yield {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(store.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        _PARENT: str(os.getpid()),
+    }
+    del store  # it has to live until every rank has ended
+
+
+def _start(argv: Sequence[str], rank: int, size: int, environment: dict[str, str]) -> subprocess.Popen:
+    ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
+    threads = str(max(1, (os.cpu_count() or 1) // size))
+    return subprocess.Popen(
+        [sys.executable, "-m", "automodel_recipes", *argv],
+        env={"OMP_NUM_THREADS": threads, **os.environ, **environment, **{k: str(v) for k, v in ranks.items()}},
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,  # Ctrl-C reaches the launcher alone, which hands it on once
     )
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // nproc_per_node)))
+
+
+@contextlib.contextmanager
+def _hand_on_signals(children: list[subprocess.Popen]) -> Iterator[None]:
+    def hand_on(number: int, _frame: Any) -> None:
+        for child in children:
+            if child.poll() is None:
+                child.send_signal(number)
+
+    previous = {}
     try:
-        elastic_launch(config, sys.executable)("-m", "automodel_recipes", *argv)
-    except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        code = failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
-        sys.stderr.write(f"rank {rank} ended with exit code {code}; its message stands above.\n")
-        return code
-    return 0
+        for number in STOP_SIGNALS:
+            with contextlib.suppress(ValueError):  # not the main thread
+                previous[number] = signal.signal(number, hand_on)
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        _end(children)
+
+
+def _wait(children: Sequence[subprocess.Popen]) -> int:
+    """Wait for all. The first failure gives the others a moment and ends them; ranks that save are not rushed."""
+    ended: dict[int, int] = {}  # rank -> code, in the order of ending
+    deadline = float("inf")
+    while len(ended) < len(children):
+        ended |= {rank: c.returncode for rank, c in enumerate(children) if rank not in ended and c.poll() is not None}
+        if deadline == float("inf") and any(code and not _is_stop(code) for code in ended.values()):
+            deadline = time.monotonic() + _GRACE_S
+        if time.monotonic() > deadline:
+            _end(children)
+        time.sleep(_POLL_S)
+    failed = sorted(((rank, code) for rank, code in ended.items() if code), key=lambda item: _is_stop(item[1]))
+    if not failed:
+        return 0
+    rank, code = failed[0]
+    code = code if code >= 0 else 128 - code
+    sys.stderr.write(f"rank {rank} ended with exit code {code}; its message stands above.\n")
+    return code
+
+
+def _is_stop(code: int) -> bool:
+    return code in [128 + number for number in STOP_SIGNALS]
+
+
+def _end(children: Sequence[subprocess.Popen]) -> None:
+    """Kill what still runs; a rank that waits in a collective for a dead peer hears no gentler signal."""
+    for child in children:
+        if child.poll() is None:
+            child.kill()
+    for child in children:
+        child.wait()
+
+
+def end_with_launcher() -> None:
+    """In a child: have the kernel send SIGTERM when the launcher dies, so that no rank is left behind (Linux)."""
+    parent = os.environ.get(_PARENT)
+    if parent is None or sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(1, int(signal.SIGTERM))  # PR_SET_PDEATHSIG
+    if os.getppid() != int(parent):  # it died before the call
+        os.kill(os.getpid(), signal.SIGTERM)

@@ -70,6 +70,7 @@ class SequenceClassificationRecipe(LLMFinetuneRecipe):
         totals = torch.zeros(3, dtype=torch.float64)
         with eval_mode(self.model):
             for raw in loader:
+                self.poll_stop()
                 batch = self.prepare(to_device(raw, self.device))
                 logits, labels = self._logits(batch), batch["labels"]
                 right = (logits.argmax(-1) == labels).sum()

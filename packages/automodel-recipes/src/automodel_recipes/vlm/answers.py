@@ -1,6 +1,6 @@
 """Greedy answers of a vision-language model to validation rows."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -41,6 +41,7 @@ def generate_vlm_answers(
     max_new_tokens: int = 64,
     batch_size: int = 64,
     synced: bool = False,
+    poll: Callable[[], None] = lambda: None,
 ) -> list[GeneratedAnswer]:
     """As ``exact_match.generate_answers``, with each row's media.
 
@@ -53,6 +54,7 @@ def generate_vlm_answers(
     answers = []
     with eval_mode(model), torch.no_grad():
         for chunk in batched(rows, batch_size):
+            poll()
             cuts = [_prompt_length(row) for row in chunk]
             references = [[label for label in row["labels"] if label != -100] for row in chunk]
             stops = {reference[-1] for reference in references} & set(tokenizer.all_special_ids)

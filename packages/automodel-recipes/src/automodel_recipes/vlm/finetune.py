@@ -81,6 +81,7 @@ class VLMFinetuneRecipe(LLMFinetuneRecipe):
             adapter=self.eval_adapter,
             device=self.device,
             synced=synced,
+            poll=self.poll_stop,
             **keys,
         )
 
