@@ -17,6 +17,8 @@ class MediaLimits:
 
     roots: tuple[str, ...] = ()
     """Directories that local files must lie in, symbolic links resolved. Empty allows none but in-memory media."""
+    hosts: tuple[str, ...] = ()
+    """Hosts that media may be fetched from, ``name`` or ``name:port``. Empty allows no network at all."""
     max_bytes: int = 64 << 20
     """Largest encoded file."""
     max_pixels: int = 50_000_000
@@ -27,11 +29,13 @@ class MediaLimits:
     """Frames of an animation; with 1 an animated file is refused. More frames are allowed, the first is used."""
     max_seconds: float = 120.0
     """Longest sound."""
+    max_fetch_seconds: float = 30.0
+    """Longest download of one file, redirects included."""
     pixel_budget: int | None = None
     """Images above this many pixels are shrunk to it, aspect ratio kept; None leaves them to the processor."""
 
     def __post_init__(self) -> None:
-        for name in ("max_bytes", "max_pixels", "max_side", "max_frames", "max_seconds"):
+        for name in ("max_bytes", "max_pixels", "max_side", "max_frames", "max_seconds", "max_fetch_seconds"):
             if getattr(self, name) <= 0:
                 raise DataError(
                     f"media.{name}={getattr(self, name)}: it must be above 0. Leave it out for the default."
@@ -52,8 +56,9 @@ class MediaLimits:
         unknown = set(keys) - set(cls.__dataclass_fields__)
         if unknown:
             raise DataError(f"media has unknown keys {sorted(unknown)}: known are {sorted(cls.__dataclass_fields__)}.")
-        roots = keys.get("roots") or ()
-        keys["roots"] = (roots,) if isinstance(roots, str) else tuple(str(r) for r in roots)
+        for name in ("roots", "hosts"):
+            given = keys.get(name) or ()
+            keys[name] = (given,) if isinstance(given, str) else tuple(str(part) for part in given)
         if root is not None and not keys["roots"]:
             keys["roots"] = (str(root),)
         return cls(**keys)

@@ -1,4 +1,4 @@
-"""From a reference in a row to a readable stream: bytes in memory, or a file inside an allowed directory."""
+"""From a reference in a row to a readable stream: bytes in memory, a file below an allowed directory, or a download."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ def open_media(ref: Any, limits: MediaLimits) -> BinaryIO:
     """Open a reference without reading it.
 
     Args:
-        ref: a path, a ``data:`` URL, bytes, or a Hugging Face ``{"bytes", "path"}`` record.
+        ref: a path, a ``data:`` URL, an address on an allowed host, bytes, or a Hugging Face ``{"bytes", "path"}``
+            record.
         limits: roots and the largest size.
 
     Returns: a binary stream that the caller closes.
-    Raises: BadRow: a missing file, one outside the roots, an address on a network, too many bytes, or an unknown kind.
+    Raises: BadRow: a missing file, one outside the roots or on a host that is not allowed, too many bytes, or an
+        unknown kind. DataError: an allowed host does not answer.
     """
     if isinstance(ref, Mapping) and ("bytes" in ref or "path" in ref):
         ref = ref["bytes"] if ref.get("bytes") is not None else ref.get("path")
@@ -32,7 +34,9 @@ def open_media(ref: Any, limits: MediaLimits) -> BinaryIO:
     if isinstance(ref, str) and ref.startswith("data:"):
         return _from_memory(_data_url(ref, limits), limits)
     if isinstance(ref, str) and "://" in ref and not ref.startswith("file://"):
-        raise BadRow("media on a network", hint="Nothing is fetched: download the file and give its local path.")
+        from automodel_data.media.fetch import fetch
+
+        return open(fetch(ref, limits), "rb")
     if isinstance(ref, (str, Path)):
         return _from_file(str(ref).removeprefix("file://"), limits)
     raise BadRow(
