@@ -1,7 +1,7 @@
 """Fault campaigns on automodel-ckpt: prints one JSON row per campaign; exits 1 if anything was lost.
 
     python scripts/faults.py [--kills 2000] [--states 5000] [--mutations 10000]
-                             [--minutes M] [--directory /dev/shm]
+                             [--jobs 4] [--minutes M] [--directory /dev/shm]
 
 Kills: 4 gloo ranks with FSDP2 (and as many trials in one process), SIGKILL of one or all at a random moment.
 States: directories that a power failure may leave, from every moment of four saves with retention.
@@ -11,6 +11,7 @@ Mutations: truncated, extended, flipped, swapped, deleted, zeroed and duplicated
 import argparse
 import importlib.util
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -27,12 +28,17 @@ def load_tests(name):
     return module
 
 
-def kills(folder, world_size, trials, minutes):
-    from automodel_ckpt.faults.campaign import kill_campaign
+def kills(folder, world_size, options):
+    from automodel_ckpt.faults.campaign import kill_campaigns
 
-    limit_s = None if minutes is None else 60 * minutes
-    root = folder / f"kill-{world_size}"
-    tally = kill_campaign(root, trials=trials, world_size=world_size, seed=world_size, limit_s=limit_s)
+    tally = kill_campaigns(
+        folder / f"kill-{world_size}",
+        trials=options.kills,
+        jobs=options.jobs,
+        world_size=world_size,
+        seed=1000 * world_size,
+        limit_s=None if options.minutes is None else 60 * options.minutes,
+    )
     return {
         "campaign": f"SIGKILL, {world_size} rank(s)",
         "trials": tally.trials,
@@ -41,6 +47,7 @@ def kills(folder, world_size, trials, minutes):
         "hangs": tally.hangs,
         "lost": len(tally.lost),
         "seconds": round(tally.seconds, 1),
+        "kills_per_minute": round(60 * tally.trials / tally.seconds, 1),
     }
 
 
@@ -68,16 +75,18 @@ def main():
     parser.add_argument("--kills", type=int, default=2000)
     parser.add_argument("--states", type=int, default=5000)
     parser.add_argument("--mutations", type=int, default=10_000)
+    parser.add_argument("--jobs", type=int, default=4, help="kill campaigns beside each other")
     parser.add_argument("--minutes", type=float, help="each of the two kill campaigns ends after so long")
     parser.add_argument("--directory", type=Path)
     options = parser.parse_args()
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # survivors would tell of the dead store at length
     folder = Path(tempfile.mkdtemp(prefix="ckpt-faults-", dir=options.directory))
     lost = 0
     campaigns = [
         (options.mutations, lambda: mutations(folder, options.mutations)),
         (options.states, lambda: power_loss(folder, options.states)),
-        (options.kills, lambda: kills(folder, 1, options.kills, options.minutes)),
-        (options.kills, lambda: kills(folder, 4, options.kills, options.minutes)),
+        (options.kills, lambda: kills(folder, 1, options)),
+        (options.kills, lambda: kills(folder, 4, options)),
     ]
     for count, campaign in campaigns:
         if count:

@@ -11,7 +11,7 @@ from torch import nn
 from automodel_ckpt import LeaseHeld, SaveFailed, latest, lease, load, save, verify
 from automodel_ckpt.directory import LocalDirectory
 from automodel_ckpt.faults import ranks
-from automodel_ckpt.faults.campaign import kill_campaign
+from automodel_ckpt.faults.campaign import kill_campaign, kill_campaigns
 from automodel_ckpt.faults.system import fail_from
 
 
@@ -26,8 +26,15 @@ def test_single_process_killed_at_random(fast_path):
 
 @pytest.mark.more
 def test_four_ranks_killed_at_random(fast_path):
-    tally = kill_campaign(fast_path, trials=25, world_size=4, seed=os.getpid())
-    _survived(tally, 25)
+    _survived(kill_campaigns(fast_path, trials=50, jobs=4, world_size=4, seed=os.getpid()), 50)
+
+
+def test_campaign_that_ends_in_an_error_counts_as_lost(fast_path, monkeypatch):
+    from automodel_ckpt.faults import campaign
+
+    monkeypatch.setattr(campaign, "_wait_for_save", lambda *_: 1 / 0)
+    tally = kill_campaigns(fast_path, trials=2, jobs=2, world_size=1)
+    assert tally.lost == ["job-0 ended with status 1", "job-1 ended with status 1"]
 
 
 def test_campaign_notices_a_lost_checkpoint(fast_path, monkeypatch):

@@ -8,11 +8,15 @@ to anybody, must verify, and the next trial must resume from it by itself.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import time
-from dataclasses import dataclass, field
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from automodel_ckpt.directory import latest
 from automodel_ckpt.errors import CheckpointError
@@ -38,6 +42,55 @@ class Tally:
     hangs: int = 0
     """Trials in which a surviving rank was alive past the deadline."""
     seconds: float = 0.0
+
+
+def kill_campaigns(root: Path, *, trials: int, jobs: int, seed: int = 0, **keys: Any) -> Tally:
+    """Run ``jobs`` campaigns beside each other in directories of their own, and return the sum of their tallies.
+
+    After a single rank is killed the others wait for their deadline, which costs time but no processor: several
+    campaigns at once keep the machine busy meanwhile.
+
+    Args:
+        trials: of all campaigns together.
+        keys: as for `kill_campaign`.
+    """
+    began = time.monotonic()
+    ranks.preload()
+    shares = [trials // jobs + (job < trials % jobs) for job in range(jobs)]
+    pids = [
+        _fork(
+            root / f"job-{job}",
+            lambda place, job=job: kill_campaign(place, trials=shares[job], seed=seed + job, **keys),
+        )
+        for job in range(jobs)
+    ]
+    total = Tally()
+    for job, pid in enumerate(pids):
+        _add(total, root / f"job-{job}", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    total.seconds = time.monotonic() - began
+    return total
+
+
+def _fork(place: Path, work: Callable[[Path], Tally]) -> int:
+    """Run a campaign in a child, which writes its tally into ``place``."""
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        (tally := work(place)).seconds = 0.0
+        (place / "tally.json").write_text(json.dumps(asdict(tally)))
+        os._exit(0)
+    except BaseException:  # noqa: BLE001 - a forked child must not return into its parent's code
+        traceback.print_exc()
+        os._exit(1)
+
+
+def _add(total: Tally, place: Path, status: int) -> None:
+    if status:
+        total.lost.append(f"{place.name} ended with status {status}")
+        return
+    for name, value in json.loads((place / "tally.json").read_text()).items():
+        setattr(total, name, getattr(total, name) + value)
 
 
 def kill_campaign(

@@ -67,10 +67,15 @@ class Ranks:
         return "\n".join(found)
 
 
-def start(world_size: int, work: Callable[[int], Any], *, timeout_s: float = 60.0) -> Ranks:
-    """Fork ranks that run ``work`` inside an initialised process group (none for a single rank)."""
+def preload() -> None:
+    """Import what the ranks need, in the process that they are forked from."""
     for module in _PRELOAD:
         importlib.import_module(module)
+
+
+def start(world_size: int, work: Callable[[int], Any], *, timeout_s: float = 60.0) -> Ranks:
+    """Fork ranks that run ``work`` inside an initialised process group (none for a single rank)."""
+    preload()
     folder = tempfile.TemporaryDirectory(prefix="ckpt-ranks-")
     port = free_port()
     pids = []
