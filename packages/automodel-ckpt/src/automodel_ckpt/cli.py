@@ -31,7 +31,7 @@ def _parser() -> argparse.ArgumentParser:
     def add(name: str, run: Callable, help: str, *places: str) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=help, description=help)
         for place in places:
-            command.add_argument(place.lower(), metavar=place, type=Path)
+            command.add_argument(place.lower(), metavar=place, type=_place)
         command.add_argument("--json", action="store_true", help="print JSON")
         command.set_defaults(run=run)
         return command
@@ -53,6 +53,11 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--step", type=int, required=True)
     command.add_argument("--prefix", default="", help="take names that start with this, without it")
     return parser
+
+
+def _place(text: str) -> str | Path:
+    """A path, or the URL of an object store."""
+    return text if "://" in text else Path(text)
 
 
 def _ls(options: argparse.Namespace) -> tuple[Any, str]:

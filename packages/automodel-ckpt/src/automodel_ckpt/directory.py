@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 from automodel_ckpt import layout, lease
 from automodel_ckpt.errors import AlreadyExists, CheckpointError, CheckpointNotFound, CorruptCheckpoint
@@ -16,11 +16,16 @@ from automodel_ckpt.manifest import MAX_MANIFEST_BYTES, Manifest, parse_manifest
 class Directory(Protocol):
     """Where checkpoints live. Names are relative to the root, with ``/``."""
 
+    sequential: bool
+    read_bytes: int
+
     def path(self, name: str) -> Any: ...
     def names(self, directory: str = "") -> list[str]: ...
     def files(self, directory: str) -> dict[str, int]: ...
     def read(self, name: str, *, limit: int) -> bytes: ...
     def open_read(self, name: str) -> Any: ...
+    def read_into(self, handle: Any, memory: memoryview, offset: int) -> int: ...
+    def reading(self, name: str) -> Any: ...
 
     def acquire(self, *, takeover: bool = False) -> None: ...
     def sweep(self) -> None: ...
@@ -28,6 +33,7 @@ class Directory(Protocol):
     def create(self, name: str, *, size: int) -> Any: ...
     def write_file(self, name: str, data: bytes) -> None: ...
     def publish(self, staging: str, name: str, manifest: bytes, files: set[str]) -> None: ...
+    def abandon(self, staging: str) -> None: ...
     def discard(self, name: str) -> None: ...
     def hint(self, name: str, step: int) -> None: ...
     def in_use(self, name: str) -> bool: ...
@@ -87,6 +93,10 @@ class LocalDirectory(LocalDisk):
             )
         self.discard(name)
 
+    def abandon(self, staging: str) -> None:
+        """Delete a staging directory."""
+        self.discard(staging)
+
     def discard(self, name: str) -> None:
         """Delete a directory so that no reader ever takes a part of it for the whole: rename first."""
         trash = layout.trash_name(name, self.run_id)
@@ -128,29 +138,46 @@ class LocalDirectory(LocalDisk):
 
 
 def open_directory(root: str | os.PathLike | Directory) -> Any:
-    """The directory for a path; a ready one is passed through.
+    """The directory for a path or a URL (``s3://bucket/run``); a ready one is passed through.
 
-    Raises: ValueError: a URL. An object store has no rename to publish by.
+    Raises: ValueError: fsspec has no such protocol here.
     """
-    if isinstance(root, str) and "://" in root:
-        raise ValueError(f"{root!r} is a URL: checkpoints are written to file systems. Mount it, or copy them there.")
+    if is_url(root):
+        from automodel_ckpt.object_store import ObjectStore
+
+        return ObjectStore(root)
     if isinstance(root, (str, os.PathLike)):
         return LocalDirectory(root)
     return root
 
 
-def locate(path: str | os.PathLike | Directory, *, verify_sizes: bool = True) -> tuple[Any, str]:
+def is_url(path: Any) -> TypeGuard[str]:
+    """Whether a path is a URL of an object store."""
+    return isinstance(path, str) and "://" in path
+
+
+def split(path: str | os.PathLike | Directory) -> tuple[Any, str | None]:
+    """The directory at ``path`` and None; or that above ``path`` and a name, if it is a single checkpoint."""
+    if is_url(path):
+        root, _, last = path.rstrip("/").rpartition("/")
+        return (open_directory(root), last) if layout.step_of(last) is not None else (open_directory(path), None)
+    if isinstance(path, (str, os.PathLike)):
+        own = Path(path).absolute()
+        if layout.step_of(own.name) is not None or (own / layout.MANIFEST).exists():
+            return LocalDirectory(own.parent), own.name
+    return open_directory(path), None
+
+
+def locate(path: str | os.PathLike | Directory) -> tuple[Any, str]:
     """The directory and the name of the checkpoint at ``path``: a checkpoint, or the newest one below a root.
 
     Raises: CheckpointNotFound: neither.
     """
-    if isinstance(path, (str, os.PathLike)):
-        own = Path(path).absolute()
-        if layout.step_of(own.name) is not None or (own / layout.MANIFEST).exists():
-            if not own.is_dir():
-                raise CheckpointNotFound(f"{own} does not exist. List what does: automodel-ckpt ls {own.parent}")
-            return LocalDirectory(own.parent), own.name
-    directory = open_directory(path)
+    directory, name = split(path)
+    if name is not None:
+        if not directory.files(name):
+            raise CheckpointNotFound(f"{path} does not exist. List what does: automodel-ckpt ls {directory}")
+        return directory, name
     name = newest(directory)
     if name is None:
         raise CheckpointNotFound(f"{directory} holds no complete checkpoint. See: automodel-ckpt ls {directory}")
@@ -209,14 +236,17 @@ def is_complete(directory: Directory, name: str) -> bool:
     return True
 
 
-def latest(root: str | os.PathLike | Directory) -> Path | None:
-    """The newest complete checkpoint below ``root``, or None; incomplete ones and foreign names are passed over."""
+def latest(root: str | os.PathLike | Directory) -> Any:
+    """The newest complete checkpoint below ``root``, or None; incomplete ones and foreign names are passed over.
+
+    Below a path it is a ``Path``, below a URL a URL.
+    """
     directory = open_directory(root)
     name = newest(directory)
     return None if name is None else directory.path(name)
 
 
-def best(root: str | os.PathLike | Directory, metric: str, *, mode: str = "min") -> Path | None:
+def best(root: str | os.PathLike | Directory, metric: str, *, mode: str = "min") -> Any:
     """The complete checkpoint with the lowest (``mode="max"``: highest) value of a metric, or None."""
     if mode not in ("min", "max"):
         raise ValueError(f"mode={mode!r}: allowed are 'min' and 'max'.")

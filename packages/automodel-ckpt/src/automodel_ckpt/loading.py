@@ -17,7 +17,7 @@ from automodel_ckpt import layout
 from automodel_ckpt.boxes import local_part
 from automodel_ckpt.capture import PER_RANK
 from automodel_ckpt.coordination import Coordinator, make_coordinator
-from automodel_ckpt.directory import Directory, check_sizes, is_complete, locate, read_manifest, steps
+from automodel_ckpt.directory import Directory, check_sizes, is_complete, locate, read_manifest, split, steps
 from automodel_ckpt.errors import CorruptCheckpoint, LoadFailed, StateMismatch
 from automodel_ckpt.manifest import Manifest
 from automodel_ckpt.reader import Target, read_file, targets_for
@@ -115,13 +115,7 @@ def _agree_on_path(path: str | os.PathLike | Directory, coordinator: Coordinator
         return found[1]
 
     name = coordinator.ballot(f"load from {path}", choose, lambda names: names[0], failure=LoadFailed)
-    if found:
-        return found[0], name
-    if isinstance(path, (str, os.PathLike)) and Path(path).absolute().name == name:
-        return locate(path)[0], name
-    from automodel_ckpt.directory import open_directory
-
-    return open_directory(path), name
+    return (found[0] if found else split(path)[0]), name
 
 
 def _older(directory: Directory, name: str) -> str | None:

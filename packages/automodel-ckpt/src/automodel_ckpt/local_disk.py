@@ -27,7 +27,10 @@ class LocalDisk:
         system: module with the functions of ``os``; tests pass one that injects faults.
     """
 
-    atomic_rename = True
+    sequential = False
+    """Whether a new file takes bytes in order only."""
+    read_bytes = 1 << 20
+    """Bytes of one read: hashed while they are in the cache."""
 
     def __init__(self, root: str | os.PathLike, *, system: ModuleType | Any = os) -> None:
         self.root = Path(root).absolute()
@@ -77,6 +80,10 @@ class LocalDisk:
             yield fd
         finally:
             os.close(fd)
+
+    def read_into(self, handle: int, memory: memoryview, offset: int) -> int:
+        """Fill ``memory`` from a byte offset of an open file; return how many bytes came, 0 at its end."""
+        return os.preadv(handle, [memory], offset)
 
     # --- writing ---------------------------------------------------------------------------------------------
     def make_directory(self, name: str) -> None:

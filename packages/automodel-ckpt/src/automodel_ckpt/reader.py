@@ -6,12 +6,12 @@ Bytes go straight from the file into the destination where its memory is flat, e
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import xxhash
@@ -25,7 +25,6 @@ from automodel_ckpt.manifest import BLOCK_BYTES, FileRecord, TensorRecord
 from automodel_ckpt.tensor_bytes import is_flat_cpu, writable_bytes
 
 STAGE_BYTES = BLOCK_BYTES
-SLICE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -120,7 +119,7 @@ def read_file(
             jobs = _jobs(layer, record, hashed)
 
             def one(job: _Job) -> int:
-                return _run(fd, name, record, job)
+                return _run(directory, fd, name, record, job)
 
             if threads > 1 and len(jobs) > 1:
                 with ThreadPoolExecutor(threads, thread_name_prefix="ckpt-read") as pool:
@@ -167,16 +166,17 @@ def _jobs(targets: list[Target], record: FileRecord, hashed: bool) -> list[_Job]
     return list(jobs.values())
 
 
-def _run(fd: int, name: str, record: FileRecord, job: _Job) -> int:
+def _run(directory: Directory, fd: Any, name: str, record: FileRecord, job: _Job) -> int:
     digest = xxhash.xxh3_64() if job.block is not None else None
+    source = _Source(directory, fd, name, digest)
     position = job.start
     for target in job.targets:
         low, high = max(target.start, job.start), min(target.end, job.end)
-        _skip(fd, name, position, low, digest)
-        _fill(fd, name, target.memory()[low - target.start : high - target.start], low, digest, target.tensor)
+        source.skip(position, low)
+        source.fill(target.memory()[low - target.start : high - target.start], low, target.tensor)
         position = high
     if digest is not None:
-        _skip(fd, name, position, job.end, digest)
+        source.skip(position, job.end)
         if digest.hexdigest() != record.blocks[job.block or 0]:
             raise CorruptCheckpoint(
                 f"{name}: the block at byte {job.start} (tensor {job.targets[0].tensor!r} and its neighbours) "
@@ -190,30 +190,42 @@ def _run(fd: int, name: str, record: FileRecord, job: _Job) -> int:
     return job.end - job.start
 
 
-def _skip(fd: int, name: str, start: int, end: int, digest: xxhash.xxh3_64 | None) -> None:
-    """Hash bytes that nobody wants."""
-    if digest is None or start >= end:
-        return
-    scratch = memoryview(bytearray(min(SLICE_BYTES, end - start)))
-    for low in range(start, end, SLICE_BYTES):
-        _fill(fd, name, scratch[: min(SLICE_BYTES, end - low)], low, digest, None)
+@dataclass
+class _Source:
+    """An open file; what is read of it is hashed on the way."""
 
+    directory: Directory
+    handle: Any
+    name: str
+    digest: xxhash.xxh3_64 | None
 
-def _fill(
-    fd: int, name: str, memory: memoryview, start: int, digest: xxhash.xxh3_64 | None, tensor: str | None
-) -> None:
-    for low in range(0, len(memory), SLICE_BYTES):
-        part = memory[low : low + SLICE_BYTES]
-        done = 0
-        while done < len(part):
-            count = os.preadv(fd, [part[done:]], start + low + done)
-            if count == 0:
-                raise CorruptCheckpoint(
-                    f"{name}: ends at byte {start + low + done}; more was written. Use an older checkpoint.",
-                    file=name,
-                    tensor=tensor,
-                    offset=start + low + done,
-                )
-            done += count
-        if digest is not None:
-            digest.update(part)
+    def skip(self, start: int, end: int) -> None:
+        """Hash bytes that nobody wants."""
+        if self.digest is None or start >= end:
+            return
+        size = self.directory.read_bytes
+        scratch = memoryview(bytearray(min(size, end - start)))
+        for low in range(start, end, size):
+            self.fill(scratch[: min(size, end - low)], low, None)
+
+    def fill(self, memory: memoryview, start: int, tensor: str | None) -> None:
+        """Read bytes from ``start`` on until ``memory`` is full."""
+        size = self.directory.read_bytes
+        for low in range(0, len(memory), size):
+            part = memory[low : low + size]
+            done = 0
+            while done < len(part):
+                count = self.directory.read_into(self.handle, part[done:], start + low + done)
+                if count == 0:
+                    self._refuse_end(start + low + done, tensor)
+                done += count
+            if self.digest is not None:
+                self.digest.update(part)
+
+    def _refuse_end(self, offset: int, tensor: str | None) -> None:
+        raise CorruptCheckpoint(
+            f"{self.name}: ends at byte {offset}; more was written. Use an older checkpoint.",
+            file=self.name,
+            tensor=tensor,
+            offset=offset,
+        )

@@ -192,7 +192,10 @@ def _write_section(
         file = layout.shard_name(name, writers.index(rank), len(writers))
         local = {key: local_part(section.tensors[key]) for key in mine}
         record, entries = write_tensors(
-            directory, f"{staging}/{file}", {key: data for key, (_, data) in local.items()}, threads=threads
+            directory,
+            f"{staging}/{file}",
+            {key: data for key, (_, data) in local.items()},
+            threads=1 if directory.sequential else threads,
         )
         files[file] = [record.bytes, record.blocks]
         for entry in entries:
@@ -274,6 +277,6 @@ def _retire(directory: Directory, keep: Keep, published: int) -> None:
 
 def _clean_up(directory: Directory, staging: str) -> None:
     try:
-        directory.discard(staging)
+        directory.abandon(staging)
     except OSError as error:
         logger.warning("the unfinished save %s could not be deleted: %s", directory.path(staging), error)

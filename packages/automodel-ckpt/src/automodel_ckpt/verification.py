@@ -14,7 +14,6 @@ from automodel_ckpt import layout
 from automodel_ckpt.directory import Directory, locate, read_manifest
 from automodel_ckpt.errors import CheckpointError, CorruptCheckpoint
 from automodel_ckpt.manifest import BLOCK_BYTES, FileRecord, Manifest
-from automodel_ckpt.reader import SLICE_BYTES
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,7 @@ def _check_blocks(directory: Directory, name: str, manifest: Manifest, threads: 
 def _check_file(
     directory: Directory, path: str, file: str, record: FileRecord, manifest: Manifest
 ) -> tuple[list[str], int]:
-    buffer = memoryview(bytearray(SLICE_BYTES))
+    buffer = memoryview(bytearray(directory.read_bytes))
     problems = []
     with directory.open_read(path) as fd:
         for index, expected in enumerate(record.blocks):
@@ -108,7 +107,7 @@ def _check_file(
             digest = xxhash.xxh3_64()
             position = start
             while position < end:
-                count = os.preadv(fd, [buffer[: min(SLICE_BYTES, end - position)]], position)
+                count = directory.read_into(fd, buffer[: min(len(buffer), end - position)], position)
                 if count == 0:
                     break
                 digest.update(buffer[:count])

@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +59,8 @@ def kill_campaigns(root: Path, *, trials: int, jobs: int, seed: int = 0, **keys:
     ranks.preload()
     shares = [trials // jobs + (job < trials % jobs) for job in range(jobs)]
     pids = [
-        _fork(
-            root / f"job-{job}",
-            lambda place, job=job: kill_campaign(place, trials=shares[job], seed=seed + job, **keys),
-        )
-        for job in range(jobs)
+        _fork(root / f"job-{job}", partial(kill_campaign, trials=share, seed=seed + job, **keys))
+        for job, share in enumerate(shares)
     ]
     total = Tally()
     for job, pid in enumerate(pids):
