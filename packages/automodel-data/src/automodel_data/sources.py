@@ -26,17 +26,17 @@ from automodel_data.jsonlines import JsonLines, parse_json_row
 
 _COMPRESSED: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 _TABLES = {".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".arrow": "arrow"}
-_SUFFIXES = (".jsonl", ".ndjson", ".json", *_TABLES, ".txt")
+_SUFFIXES = (".jsonl", ".ndjson", ".json", *_TABLES, ".txt", ".tar")
 
 
 def open_source(path_or_dataset_id: Any, *, split: str = "train", name: str | None = None) -> Any:
     """Random access to raw rows.
 
     Args:
-        path_or_dataset_id: a file (``.jsonl``, ``.json``, ``.csv``, ``.tsv``, ``.parquet``, ``.arrow``, ``.txt``; the
-            first two and the last also as ``.gz``, ``.bz2``, ``.xz`` or ``.zst``), a directory or glob of such files, a
-            URL that fsspec knows (``s3://``, ``gs://``, ``hf://``), a hub id (``org/name`` or ``org/name@revision``), a
-            list of these, or a ``datasets.Dataset`` or list of dicts.
+        path_or_dataset_id: a file (``.jsonl``, ``.json``, ``.csv``, ``.tsv``, ``.parquet``, ``.arrow``, ``.txt``,
+            ``.tar`` in WebDataset form; all but the tables also as ``.gz``, ``.bz2``, ``.xz`` or ``.zst``), a directory
+            or glob of such files, a URL that fsspec knows (``s3://``, ``gs://``, ``hf://``), a hub id (``org/name`` or
+            ``org/name@revision``), a list of these, or a ``datasets.Dataset`` or list of dicts.
         split: of a hub dataset or a directory; there it selects the files whose name holds it.
         name: configuration of a hub dataset.
 
@@ -72,6 +72,10 @@ def open_file(path: Path, *, name: str | None = None) -> Any:
         return JsonLines(plain, name=shown)
     if kind == ".txt":
         return TextDocuments(plain, name=shown)
+    if kind == ".tar":
+        from automodel_data.webdataset import TarRows
+
+        return TarRows(plain, name=shown)
     if kind in _TABLES:
         return HubRows(_load_table(plain, kind, shown), name=shown, path=plain)
     raise DataError(f"{shown} is of an unknown kind. Known: {', '.join(_SUFFIXES)}. Rename or convert it.")

@@ -13,14 +13,15 @@ from typing import Any, BinaryIO
 
 from automodel_data.errors import BadRow
 from automodel_data.media.limits import MediaLimits
+from automodel_data.media.parts import FilePart
 
 
 def open_media(ref: Any, limits: MediaLimits) -> BinaryIO:
     """Open a reference without reading it.
 
     Args:
-        ref: a path, a ``data:`` URL, an address on an allowed host, bytes, or a Hugging Face ``{"bytes", "path"}``
-            record.
+        ref: a path, a `FilePart`, a ``data:`` URL, an address on an allowed host, bytes, or a Hugging Face
+            ``{"bytes", "path"}`` record.
         limits: roots and the largest size.
 
     Returns: a binary stream that the caller closes.
@@ -29,6 +30,9 @@ def open_media(ref: Any, limits: MediaLimits) -> BinaryIO:
     """
     if isinstance(ref, Mapping) and ("bytes" in ref or "path" in ref):
         ref = ref["bytes"] if ref.get("bytes") is not None else ref.get("path")
+    if isinstance(ref, FilePart):
+        _check_size(ref.num_bytes, limits)
+        return ref.open()
     if isinstance(ref, (bytes, bytearray, memoryview)):
         return _from_memory(bytes(ref), limits)
     if isinstance(ref, str) and ref.startswith("data:"):

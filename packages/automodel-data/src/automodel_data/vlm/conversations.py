@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from automodel_data.errors import BadRow
 from automodel_data.sources import open_source
 from automodel_data.vlm.rows import RowKeys, VLMDataset
 
@@ -43,31 +45,57 @@ def open_rows(path_or_dataset: Any, *, split: str, name: str | None = None) -> A
     Raises: DataError: nothing is found there, or it is empty.
     """
     source = open_source(path_or_dataset, split=split, name=name)
-    if getattr(getattr(source, "rows", None), "features", None):
-        source.rows = _undecoded(source.rows)
+    for part in getattr(source, "parts", [source]):
+        if getattr(getattr(part, "rows", None), "features", None):
+            part.rows = _undecoded(part.rows)
     return source
 
 
 def _undecoded(dataset: Any) -> Any:
+    """The dataset with bytes and paths in place of decoded media, in lists and objects too."""
+    for name, feature in dataset.features.items():
+        if (raw := _raw(feature)) != feature:
+            dataset = dataset.cast_column(name, raw)
+    return dataset
+
+
+def _raw(feature: Any) -> Any:
     from datasets import Audio, Image
 
-    for name, feature in dataset.features.items():
-        if isinstance(feature, Image):
-            dataset = dataset.cast_column(name, Image(decode=False))
-        elif isinstance(feature, Audio):
-            dataset = dataset.cast_column(name, Audio(decode=False))
-    return dataset
+    if isinstance(feature, (Image, Audio)):
+        return replace(feature, decode=False)
+    if isinstance(feature, Mapping):
+        return {name: _raw(inner) for name, inner in feature.items()}
+    if isinstance(feature, list):
+        return [_raw(inner) for inner in feature]
+    inner = getattr(feature, "feature", None)
+    return feature if inner is None else replace(feature, feature=_raw(inner))
 
 
 def finish(rows: Conversations, processor: Any, path_or_dataset: Any, keys: RowKeys) -> Conversations | VLMDataset:
     """The conversations themselves, or with a processor the rows that train a model on them."""
     if processor is None:
         return rows
-    root = None
-    if isinstance(path_or_dataset, (str, Path)) and Path(path_or_dataset).is_file():
-        root = Path(path_or_dataset).resolve().parent
-    keys.setdefault("media_root", root)
+    keys.setdefault("media_root", _own_directory(path_or_dataset))
     return VLMDataset(rows, processor, **keys)
+
+
+def _own_directory(path_or_dataset: Any) -> Path | None:
+    """Where the rows lie, if that is one local directory."""
+    paths = path_or_dataset if isinstance(path_or_dataset, (list, tuple)) else [path_or_dataset]
+    if not all(isinstance(path, (str, Path)) and Path(path).exists() for path in paths):
+        return None
+    found = {Path(path).resolve() for path in paths}
+    directories = {path if path.is_dir() else path.parent for path in found}
+    return directories.pop() if len(directories) == 1 else None
+
+
+def columns(row: Mapping[str, Any], *names: str) -> list[Any]:
+    """The values of columns that a dataset must have. Raises: BadRow: one is missing or null."""
+    for name in names:
+        if row.get(name) is None:
+            raise BadRow(f"the row has no {name!r}", hint=f"It has {', '.join(map(repr, row))}.")
+    return [row[name] for name in names]
 
 
 def question_and_answer(question: str, answer: str, *media: Mapping[str, Any]) -> dict[str, Any]:

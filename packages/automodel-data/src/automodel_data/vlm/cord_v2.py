@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, Unpack
 
 from automodel_data.errors import BadRow
-from automodel_data.vlm.conversations import Conversations, finish, open_rows, question_and_answer
+from automodel_data.vlm.conversations import Conversations, columns, finish, open_rows, question_and_answer
 from automodel_data.vlm.rows import RowKeys, VLMDataset
 
 
@@ -49,11 +49,11 @@ def json2token(value: Any, *, sort_json_key: bool = True) -> str:
 
 
 def _convert(row: Any, *, prompt: str, sort_json_key: bool) -> dict[str, Any]:
-    truth = row["ground_truth"]
+    image, truth = columns(row, "image", "ground_truth")
     try:
         truth = json.loads(truth) if isinstance(truth, str) else truth
         parse = truth["gt_parses"][0] if "gt_parses" in truth else truth["gt_parse"]
     except (ValueError, KeyError, IndexError, TypeError):
         raise BadRow("ground_truth holds no parse", path="/ground_truth") from None
     answer = json2token(parse, sort_json_key=sort_json_key)
-    return question_and_answer(prompt, answer, {"type": "image", "image": row["image"]})
+    return question_and_answer(prompt, answer, {"type": "image", "image": image})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Unpack
 
-from automodel_data.vlm.conversations import Conversations, finish, open_rows, question_and_answer
+from automodel_data.vlm.conversations import Conversations, columns, finish, open_rows, question_and_answer
 from automodel_data.vlm.rows import RowKeys, VLMDataset
 
 
@@ -22,4 +22,5 @@ def make_medpix_dataset(
 
 
 def _convert(row: Any) -> dict[str, Any]:
-    return question_and_answer(row["question"], row["answer"], {"type": "image", "image": row["image_id"]})
+    image, question, answer = columns(row, "image_id", "question", "answer")
+    return question_and_answer(question, answer, {"type": "image", "image": image})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, Unpack
 
-from automodel_data.vlm.conversations import Conversations, finish, open_rows, question_and_answer
+from automodel_data.vlm.conversations import Conversations, columns, finish, open_rows, question_and_answer
 from automodel_data.vlm.rows import RowKeys, VLMDataset
 
 
@@ -25,4 +25,5 @@ def make_rdr_dataset(
 
 
 def _convert(row: Any, *, prompt: str) -> dict[str, Any]:
-    return question_and_answer(prompt, row["text"], {"type": "image", "image": row["image"]})
+    image, text = columns(row, "image", "text")
+    return question_and_answer(prompt, text, {"type": "image", "image": image})
