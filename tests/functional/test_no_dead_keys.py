@@ -88,6 +88,7 @@ def full_config(tiny_config, tmp_path):
     tiny_config["validation_dataset"] = dict(tiny_config["dataset"])
     tiny_config["dataloader"] = {"num_workers": 0, "shuffle": False}
     tiny_config["validation_dataloader"] = {"num_workers": 0, "batch_size": 4}
+    tiny_config["mixed_precision"] = {"dtype": "bfloat16"}
     tiny_config["distributed"] = {"strategy": "ddp"}
     tiny_config["evaluation"] = {"exact_match": True, "max_new_tokens": 2, "num_rows": 2, "num_samples": 1}
     tiny_config["checkpoint"] = {"enabled": True, "checkpoint_dir": str(tmp_path / "out"), "max_recent_checkpoints": 1}

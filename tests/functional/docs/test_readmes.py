@@ -1,4 +1,4 @@
-"""The Python blocks of READMEs that stand on their own run as they are printed."""
+"""The Python blocks of READMEs and pages that stand on their own run as they are printed."""
 
 import os
 import re
@@ -10,12 +10,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
 # Blocks of the other packages' READMEs run in those packages' own tests, where they need fixtures.
+PAGES = [*(ROOT / f"packages/automodel-{name}/README.md" for name in ("core", "recipes"))]
+PAGES += [ROOT / f"docs/{name}.md" for name in ("configuration", "steps")]
 BLOCKS = [
-    pytest.param(block, id=f"{name}-{number}")
-    for name in ("core", "recipes")
-    for number, block in enumerate(
-        re.findall(r"```python\n(.*?)```", (ROOT / f"packages/automodel-{name}/README.md").read_text(), re.DOTALL)
-    )
+    pytest.param(block, id=f"{page.parent.name}-{page.stem}-{number}")
+    for page in PAGES
+    for number, block in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL))
 ]
 
 

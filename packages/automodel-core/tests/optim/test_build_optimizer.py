@@ -74,3 +74,13 @@ def test_settings_that_act_on_nothing_are_refused(llama, keys, error, said):
 def test_a_frozen_model_is_refused(llama):
     with pytest.raises(ValueError, match="no parameter has requires_grad"):
         build_optimizer(llama.requires_grad_(False), lr=0.1)
+
+
+def test_only_what_lies_on_cuda_is_fused_by_itself(llama, monkeypatch):
+    from automodel_core.optim import factory
+
+    assert not build_optimizer(llama, torch.optim.AdamW).defaults["fused"]
+    monkeypatch.setattr(factory, "_can_be_fused", lambda *arguments: True)  # there is no CUDA here
+    assert build_optimizer(llama, torch.optim.AdamW).defaults["fused"] is True
+    assert not build_optimizer(llama, torch.optim.AdamW, foreach=True).defaults["fused"]
+    assert build_optimizer(llama, torch.optim.AdamW, fused=False).defaults["fused"] is False

@@ -21,6 +21,35 @@ def test_noise_has_its_size_and_only_in_training(llama):
     assert torch.equal(llama.get_input_embeddings()(ids), plain)
 
 
+def test_noise_has_a_generator_of_its_own_whose_state_goes_on(llama):
+    ids = torch.arange(3, 67).reshape(1, 64)
+    embed = llama.train().get_input_embeddings()
+    noise = neftune(llama, noise_alpha=5.0, seed=3)
+    before = torch.get_rng_state()
+    first, state, second = embed(ids), noise.state_dict(), embed(ids)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not torch.equal(first, second)
+    noise.remove()
+    again = neftune(llama, noise_alpha=5.0, seed=3)
+    assert torch.equal(embed(ids), first)
+    again.remove()
+    resumed = neftune(llama, noise_alpha=5.0, seed=99)
+    resumed.load_state_dict(state)
+    assert torch.equal(embed(ids), second)
+
+
+def test_a_skipped_step_does_not_move_the_average():
+    model = torch.nn.Linear(1, 1, bias=False)
+    ema = EMA(model, decay=0.5)
+    with torch.no_grad():
+        model.weight.fill_(8.0)
+    start = ema.state_dict()["averages"]["weight"].clone()
+    ema.update(torch.tensor(1.0))
+    assert torch.equal(ema.state_dict()["averages"]["weight"], start)
+    ema.update(torch.tensor(0.0))
+    torch.testing.assert_close(ema.state_dict()["averages"]["weight"], 0.5 * start + 4.0)
+
+
 def test_average_in_closed_form_and_put_back():
     model = torch.nn.Linear(1, 1, bias=False)
     with torch.no_grad():
@@ -62,10 +91,20 @@ def test_scaled_gradients_come_back_and_overflow_halves_the_scale():
     assert weight.item() == pytest.approx(1.0 - 3 * 0.3)
 
 
+def test_the_scale_stops_at_its_minimum_and_says_so():
+    scaler = LossScaler(init_scale=4.0, min_scale=2.0)
+    assert not scaler.exhausted
+    for _ in range(3):
+        scaler.update(torch.tensor(1.0))
+    assert scaler.state_dict()["scale"] == 2.0
+    assert scaler.exhausted
+
+
 @pytest.mark.parametrize("make, said", [
     (lambda m: neftune(m, noise_alpha=0.0), "noise_alpha=0.0"),
     (lambda m: EMA(m, decay=1.0), "decay=1.0"),
     (lambda m: LossScaler(init_scale=0.0), "init_scale=0.0"),
+    (lambda m: LossScaler(init_scale=1.0, min_scale=2.0), "min_scale at most init_scale"),
 ])  # fmt: skip
 def test_impossible_settings_are_refused(llama, make, said):
     with pytest.raises(ValueError, match=said):

@@ -1,7 +1,8 @@
 """The outline of every recipe: build in a fixed order, train, evaluate."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,14 @@ import torch
 
 from automodel_core.config import ConfigNode
 from automodel_core.loss import count_label_tokens, forward_loss, shift_labels
-from automodel_core.training import StatefulRNG, StepGuard, StepScheduler
+from automodel_core.training import StatefulRNG, StepScheduler
 from automodel_parallel import shutdown
 from automodel_recipes.batches import Batch
 from automodel_recipes.build.data import global_batch_size
 from automodel_recipes.build.model import ModelBuild, build_model
 from automodel_recipes.build.optim import build_loss, build_lr_schedule, build_recipe_optimizer
 from automodel_recipes.build.parallel import build_dist_info, build_parallel
+from automodel_recipes.build.training import build_ema, build_loss_scaler, build_neftune, build_watchdog
 from automodel_recipes.checkpointing import RunCheckpointer, claim_directory, release_directory
 from automodel_recipes.evaluate import EvalMetrics, evaluate_loss
 from automodel_recipes.interrupt import GO_ON, SAVE, StopAgreed, StopRequest
@@ -102,6 +104,7 @@ class BaseRecipe:
         self.built: ModelBuild = build_model(self.config, seed=self.seed, tokenizer=self.tokenizer)
         self.model, report = self.parallel.parallelize(self.built.model)
         self.built.reports.append(report)
+        self.neftune = build_neftune(self.config, self.unwrapped(), seed=self.seed + self.parallel.dp_rank)
         self.loss_fn = build_loss(self.config)
 
     def build_data(self) -> None:
@@ -109,7 +112,7 @@ class BaseRecipe:
         raise TypeError(f"{type(self).__name__} defines no data: use a subclass such as LLMFinetuneRecipe.")
 
     def build_optimization(self) -> None:
-        """Step scheduler, optimizer, learning-rate schedule, clipping."""
+        """Step scheduler, optimizer, learning-rate schedule, clipping, and what watches and averages the steps."""
         section = self.config.get("step_scheduler")
         keys = {} if section is None else section.to_dict()
         keys.pop("log_every_steps", None)
@@ -119,9 +122,11 @@ class BaseRecipe:
         self.step_scheduler = StepScheduler(dataloader=self.train_loader, dp_size=self.parallel.dp_size, **keys)
         optimizer = build_recipe_optimizer(self.config, self.unwrapped())
         self.optimizer = self.parallel.prepare_optimizer(optimizer)
-        self.guard = StepGuard()
         self.lr_schedule = build_lr_schedule(self.config, self.optimizer, self.step_scheduler.total_steps)
         self.max_grad_norm: float | None = self.config.get("clip_grad_norm.max_norm", 1.0)
+        self.loss_scaler = build_loss_scaler(self.config)
+        self.watchdog = build_watchdog(self.config)
+        self.ema = build_ema(self.config, self.unwrapped())
 
     # What a batch means; recipes with other targets override these three.
 
@@ -146,6 +151,22 @@ class BaseRecipe:
     def evaluate(self) -> dict[str, EvalMetrics]:
         """Measure every validation set; keys are ``val`` and the suffixes of ``validation_dataset_NAME``."""
         return {name: evaluate_loss(self, loader) for name, loader in self.eval_loaders.items()}
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within the block the model holds the averaged weights, where the run keeps some: to measure them."""
+        with ExitStack() as stack:
+            if self.ema is not None:
+                stack.enter_context(self.ema.applied())
+            yield
+
+    @contextmanager
+    def as_exported(self) -> Iterator[None]:
+        """Within the block the model is what the run hands on: averaged, and without the rounding of QAT."""
+        with self.averaged(), ExitStack() as stack:
+            if self.built.qat is not None:
+                stack.enter_context(self.built.qat.off())
+            yield
 
     def generate_answers(self, rows: Sequence[Any], **keys: Any) -> list[Any]:
         """Greedy answers to rows of ``eval_rows``; keys are those of ``exact_match.generate_answers``."""

@@ -41,26 +41,35 @@ class RunCheckpointer:
     def _state(self) -> dict[str, Any]:
         """Sections in the order of loading: weights first, random state last."""
         r = self.r
-        return {
-            "model": r.unwrapped(),
-            "optim": r.optimizer,
-            "train": {
-                "step_scheduler": r.step_scheduler,
-                "lr_schedule": r.lr_schedule,
-                "dataloader": r.train_loader,
-            },
-            "rank": {"rng": r.rng},
+        state: dict[str, Any] = {"model": r.unwrapped(), "optim": r.optimizer}
+        if r.ema is not None:
+            state["ema"] = r.ema
+        state["train"] = {
+            "step_scheduler": r.step_scheduler,
+            "lr_schedule": r.lr_schedule,
+            "dataloader": r.train_loader,
+            "watchdog": r.watchdog,
         }
+        if r.loss_scaler is not None:
+            state["train"]["loss_scaler"] = r.loss_scaler
+        state["rank"] = {"rng": r.rng}
+        if r.neftune is not None:
+            state["rank"]["neftune"] = r.neftune
+        return state
 
     def save(self, summary: "TrainSummary") -> None:
         """Write a checkpoint of the current step, if checkpoints are enabled; with ``is_async``, begin to.
 
         Raises: SaveFailed and others of `automodel_ckpt.save`; with ``is_async`` also for the save before this one.
             VerificationFailed: the weights do not load through transformers or PEFT.
+            NonFiniteLossError: a weight is not finite.
         """
         r = self.r
         if not self.enabled or r.options.dry_run or self._step_on_disk == r.step_scheduler.step:
             return
+        from automodel_recipes.weights import refuse_non_finite
+
+        refuse_non_finite(r)
         keys = {
             "step": r.step_scheduler.step,
             "metrics": {name: metrics.loss for name, metrics in summary.validation.items()},
@@ -109,7 +118,8 @@ class RunCheckpointer:
         if self.settings.save_consolidated == "every":
             from automodel_recipes.weights import write_weights
 
-            write_weights(r, r.run_dir.path / "hf" / name, overwrite=True)
+            with r.as_exported():
+                write_weights(r, r.run_dir.path / "hf" / name, overwrite=True)
             self._prune("hf", name)
         if self.settings.model_save_format == "torch_save":
             from automodel_ckpt import save_dcp
@@ -132,10 +142,11 @@ class RunCheckpointer:
         self._first_checked = True
         from automodel_recipes.weights import check_first_export, check_readable
 
-        if self.settings.save_consolidated == "every":
-            check_readable(self.r, self.r.run_dir.path / "hf" / f"step-{self.r.step_scheduler.step:08d}")
-        else:
-            check_first_export(self.r)
+        with self.r.as_exported():
+            if self.settings.save_consolidated == "every":
+                check_readable(self.r, self.r.run_dir.path / "hf" / f"step-{self.r.step_scheduler.step:08d}")
+            else:
+                check_first_export(self.r)
 
     def _reads_back(self) -> bool:
         from automodel_recipes.weights import why_not_readable
@@ -168,18 +179,20 @@ class RunCheckpointer:
         Raises: RecipeError: the place is taken by something that this run did not write. VerificationFailed: what was
             written does not load as the model in memory.
         """
-        from automodel_recipes.weights import check_readable, write_weights
+        from automodel_recipes.weights import check_readable, refuse_non_finite, write_weights
 
         r = self.r
         self.wait()
         if self.settings.save_consolidated is False:
             return None
+        refuse_non_finite(r)
         target = r.run_dir.final
         if target.exists() and r.run_dir.resume_from is None:
             raise RecipeError(f"{target} exists already. Move it away, or choose another checkpoint.checkpoint_dir.")
-        write_weights(r, target, overwrite=True)
-        if self._reads_back():
-            check_readable(r, target)
+        with r.as_exported():
+            write_weights(r, target, overwrite=True)
+            if self._reads_back():
+                check_readable(r, target)
         return target
 
 

@@ -20,7 +20,13 @@ class UnusableInputError(RecipeError):
 
 
 class NonFiniteLossError(RecipeError):
-    """The loss or the gradient norm is NaN or infinite."""
+    """The loss, the gradient norm or a weight is NaN or infinite."""
+
+    exit_code = 5
+
+
+class LossSpikeError(RecipeError):
+    """The loss stands out, and the configuration asks to stop then."""
 
     exit_code = 5
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from automodel_recipes.data_wait import next_window
 from automodel_recipes.errors import Interrupted
 from automodel_recipes.evaluate import EvalMetrics
+from automodel_recipes.incidents import report_incidents
 from automodel_recipes.interrupt import StopAgreed
-from automodel_recipes.nonfinite import check_finite
 from automodel_recipes.train_step import train_step
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def train_loop(r: "BaseRecipe") -> TrainSummary:
     """Run a recipe after ``setup`` to its end.
 
     Raises:
-        NonFiniteLossError: a loss or gradient norm is not finite; names the samples of that step.
+        NonFiniteLossError, LossSpikeError: as the ``watchdog`` section says; they name samples.
         Interrupted: a stop signal came; a checkpoint was written first where checkpoints are enabled.
     """
     r.records.start()
@@ -62,12 +62,16 @@ def _run_steps(r: "BaseRecipe", summary: TrainSummary) -> None:
     windows = iter(r.step_scheduler)
     clock = time.monotonic()
     while not _enough(r) and (window := next_window(r, windows)) is not None:
+        if r.built.qat is not None:
+            r.built.qat.before_step(r.step_scheduler.step)
         metrics = train_step(r, window.micro_batches)
+        r.watchdog.remember(r.step_scheduler.step, metrics, window.micro_batches)
         seconds = time.monotonic() - clock
         row = r.records.train_row(metrics, window.micro_batches, seconds=seconds, waited=window.seconds)
         if row is not None:
             summary.last_loss = row["loss"]
-            check_finite(r, row, window.micro_batches)
+        if row is not None or r.step_scheduler.is_ckpt_step or _enough(r):
+            report_incidents(r, window.micro_batches)
         if r.step_scheduler.is_val_step and not r.step_scheduler.is_last_step:
             measure(r, summary, moment="step")
         if r.step_scheduler.is_ckpt_step or window.save or _enough(r):
@@ -83,13 +87,14 @@ def measure(r: "BaseRecipe", summary: TrainSummary, *, moment: str) -> None:
     """Validation loss and, at the start and the end, generated answers; recorded and put into the summary."""
     if moment == "start" and not r.config.get("evaluation.at_start", True):
         return
-    summary.validation = r.evaluate()
-    for name, metrics in summary.validation.items():
-        r.records.val_row(name, metrics)
-    if moment != "step" and r.config.get("evaluation.exact_match", False):
-        from automodel_recipes.generation import measure_exact_match
+    with r.averaged():
+        summary.validation = r.evaluate()
+        for name, metrics in summary.validation.items():
+            r.records.val_row(name, metrics)
+        if moment != "step" and r.config.get("evaluation.exact_match", False):
+            from automodel_recipes.generation import measure_exact_match
 
-        summary.exact_match[moment] = measure_exact_match(r, moment=moment)
+            summary.exact_match[moment] = measure_exact_match(r, moment=moment)
 
 
 def _save_and_leave(r: "BaseRecipe", summary: TrainSummary, signal_number: int) -> None:

@@ -48,7 +48,7 @@ class RunRecords:
         self.r = recipe
         self.is_main: bool = recipe.parallel.is_main
         self.log_every = int(recipe.config.get("step_scheduler.log_every_steps", 1))
-        self.num_label_tokens = 0
+        self.num_label_tokens: torch.Tensor | int = 0  # on the device between logged steps
         self._host_memory = HostMemoryWatch(float(recipe.config.get("monitoring.host_growth_warning_gib", 4.0)))
         self._jsonl: JsonlLogger | None = None
         self._epoch_start = time.monotonic()
@@ -99,7 +99,7 @@ class RunRecords:
         """Reduce, log and return a step's numbers; None between logged steps. The loop's only host sync."""
         r = self.r
         step = r.step_scheduler.step
-        self.num_label_tokens += int(metrics.num_label_tokens)
+        self.num_label_tokens = self.num_label_tokens + metrics.num_label_tokens
         if step % self.log_every and not r.step_scheduler.is_last_step:
             return None
         tokens = torch.tensor(sum(count_tokens(batch) for batch in micro_batches), device=r.device)
@@ -196,7 +196,7 @@ class RunRecords:
             "platform": platform.platform(),
             "device": str(self.r.device),
             "world_size": self.r.parallel.world_size,
-            "num_label_tokens": self.num_label_tokens,
+            "num_label_tokens": int(self.num_label_tokens),
             "end": end or {"exit_code": 0, "reason": "the schedule is complete"} if status == "finished" else end,
         }
         if summary is not None:

@@ -152,6 +152,30 @@ _LLM: dict[str, Section] = {
             )
         },
     ),
+    "watchdog": Section(
+        "Steps that are not finite, and losses that stand out: what to do about them.",
+        takes=("automodel_recipes.watchdog:Watchdog",),
+    ),
+    "mixed_precision": Section(
+        "Compute in half precision on float32 weights.",
+        keys={"dtype": Key({"enum": ["bfloat16", "float16"]}, "Of matmuls; float16 scales the loss.")},
+        takes=("automodel_core.training:LossScaler",),
+    ),
+    "neftune": Section(
+        "Noise on the input embeddings while training.",
+        takes=("automodel_core.training:neftune",),
+        runtime=("model", "seed"),
+    ),
+    "ema": Section(
+        "An average of the weights over the steps, which is what is validated and written at the end.",
+        takes=("automodel_core.training:EMA",),
+        runtime=("model",),
+    ),
+    "qat": Section(
+        "Train with the rounding of 4-bit weights, and 8-bit inputs, in the forward pass.",
+        takes=("automodel_core.quantization:apply_qat",),
+        runtime=("model",),
+    ),
     "checkpoint": Section(
         "What the run writes, and where.",
         keys={

@@ -16,13 +16,16 @@ if TYPE_CHECKING:
 class StepMetrics:
     """What a step leaves behind, still on the device: reading it is the caller's host sync.
 
-    ``loss`` is this rank's share of the global mean; ``grad_norm`` is global; ``num_label_tokens`` is global.
+    ``loss`` is this rank's share of the global mean, and ``micro_losses`` are its parts; ``grad_norm``,
+    ``num_label_tokens`` and ``skipped`` (1 where the gradients were not finite and nothing changed) are global.
     """
 
     loss: torch.Tensor
     grad_norm: torch.Tensor
     num_label_tokens: torch.Tensor
     learning_rate: float
+    micro_losses: torch.Tensor
+    skipped: torch.Tensor
 
 
 def train_step(r: "BaseRecipe", micro_batches: Sequence[Batch]) -> StepMetrics:
@@ -39,22 +42,30 @@ def train_step(r: "BaseRecipe", micro_batches: Sequence[Batch]) -> StepMetrics:
     num_label_tokens = r.parallel.sum_over_data(r.count_targets(batches))
 
     # Losses are sums / num_label_tokens and wrappers sum over ranks: nothing is rescaled.
-    loss = torch.zeros((), device=r.device)
+    losses: list[torch.Tensor] = []
     for batch, is_last in mark_last(batches):
         sharded = r.parallel.shard_sequence(batch)
         with r.parallel.gradient_sync(r.model, enabled=is_last):
-            loss += forward_backward(r, sharded, num_label_tokens)
+            losses.append(forward_backward(r, sharded, num_label_tokens))
 
+    # A step whose gradients are not finite changes nothing but the data position and the learning-rate schedule.
     learning_rate = r.lr_schedule.last_lr
+    if r.loss_scaler is not None:
+        r.loss_scaler.unscale_(r.model.parameters())
     grad_norm = r.parallel.clip_grad_norm(r.model, r.max_grad_norm)
-    r.guard.step(r.optimizer, grad_norm)  # not taken where the norm is not finite
+    skipped = r.watchdog.take_step(r.optimizer, grad_norm)
+    if r.loss_scaler is not None:
+        r.loss_scaler.update(skipped)
+    if r.ema is not None:
+        r.ema.update(skipped)
     r.lr_schedule.step()
     r.optimizer.zero_grad(set_to_none=True)
-    return StepMetrics(loss, grad_norm, num_label_tokens, learning_rate)
+    micro_losses = torch.stack(losses)
+    return StepMetrics(micro_losses.sum(), grad_norm, num_label_tokens, learning_rate, micro_losses, skipped)
 
 
 def forward_backward(r: "BaseRecipe", batch: Batch, num_label_tokens: torch.Tensor) -> torch.Tensor:
     """Forward and backward of one micro-batch; returns the detached loss."""
     loss = r.forward_loss(batch, num_label_tokens)
-    loss.backward()
+    (loss if r.loss_scaler is None else r.loss_scaler.scale(loss)).backward()
     return loss.detach()

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.distributed.tensor import DTensor
 
-from automodel_recipes.errors import RecipeError
+from automodel_recipes.errors import NonFiniteLossError, RecipeError
 from automodel_recipes.evaluate import eval_mode
 
 if TYPE_CHECKING:
@@ -32,6 +33,23 @@ def write_weights(r: "BaseRecipe", target: Path, *, overwrite: bool) -> Path:
     return save_adapter(target, adapter_state_dict(model), adapter_config(model, r.built.peft), **keys)
 
 
+def refuse_non_finite(r: "BaseRecipe") -> None:
+    """Look at every weight that trains before it is published; called by every rank.
+
+    A step with bad gradients is skipped, but finite gradients can still overflow a weight.
+
+    Raises: NonFiniteLossError: some weight is NaN or infinite; names the first of them.
+    """
+    named = [(name, _local(p.detach())) for name, p in r.unwrapped().named_parameters() if p.requires_grad]
+    finite = torch.stack([torch.isfinite(part).all() for _, part in named]).tolist() if named else []
+    bad = [name for (name, _), good in zip(named, finite, strict=True) if not good]
+    if r.parallel.any_rank(bool(bad)):
+        raise NonFiniteLossError(
+            f"{len(bad)} weights on rank {r.parallel.rank} are not finite{', such as ' + bad[0] if bad else ''}: they "
+            "are not written. Go on from the last checkpoint with a lower optimizer.lr."
+        )
+
+
 def check_readable(r: "BaseRecipe", directory: Path) -> None:
     """Load what `write_weights` wrote through transformers or PEFT on rank 0; compare names, values and logits.
 
@@ -46,7 +64,7 @@ def check_readable(r: "BaseRecipe", directory: Path) -> None:
         from automodel_ckpt import CheckpointError, read_back
 
         scale = 0.0 if logits is None else max(1.0, float(logits.float().abs().max()))
-        tolerance = scale * _TOLERANCE.get(_dtype(r), 0.0)
+        tolerance = scale * _TOLERANCE.get(_compute_dtype(r), 0.0)
         try:
             read_back(directory, inputs=inputs, logits=logits, tolerance=tolerance, allow_zero=True, dtype=_dtype(r))
         except (CheckpointError, OSError, ValueError, RuntimeError) as error:
@@ -95,3 +113,14 @@ def _probe(r: "BaseRecipe") -> tuple[dict[str, torch.Tensor] | None, torch.Tenso
 
 def _dtype(r: "BaseRecipe") -> torch.dtype:
     return r.unwrapped().get_input_embeddings().weight.dtype
+
+
+def _compute_dtype(r: "BaseRecipe") -> torch.dtype:
+    """What the model in memory multiplies in."""
+    named = r.config.get("mixed_precision.dtype", "bfloat16") if r.config.get("mixed_precision") is not None else None
+    named = named or r.config.get("distributed.mp_policy.param_dtype")
+    return getattr(torch, str(named).removeprefix("torch."), None) or _dtype(r)
+
+
+def _local(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -10,6 +10,7 @@ _HOMES = {
     "NeMoAutoModelForSequenceClassification": "auto_model",
     "WeightSource": "meta",
     "apply_freezing": "freeze",
+    "autocast_forward": "mixed_precision",
     "check_tokenizer": "vocabulary",
     "materialize": "meta",
     "resize_vocabulary": "vocabulary",

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 import torch
+from torch.distributed.tensor import DTensor
 
 
 class LossScaler:
@@ -14,16 +15,17 @@ class LossScaler:
     Args:
         init_scale: first factor.
         growth_interval: clean steps after which the factor doubles; it halves after each skipped one.
+        min_scale: the factor halves no further; a step that overflows here has gradients that are not finite.
     Source: Micikevicius et al., arXiv:1710.03740.
     """
 
-    def __init__(self, *, init_scale: float = 2.0**16, growth_interval: int = 2000) -> None:
-        if not init_scale > 0.0 or growth_interval < 1:
+    def __init__(self, *, init_scale: float = 2.0**16, growth_interval: int = 2000, min_scale: float = 1.0) -> None:
+        if not 0.0 < min_scale <= init_scale or growth_interval < 1:
             raise ValueError(
-                f"init_scale={init_scale}, growth_interval={growth_interval}: both must be positive. Use 65536 "
-                "and 2000."
+                f"init_scale={init_scale}, growth_interval={growth_interval}, min_scale={min_scale}: all must be "
+                "positive, and min_scale at most init_scale. Use 65536, 2000 and 1."
             )
-        self.growth_interval = growth_interval
+        self.growth_interval, self.min_scale = growth_interval, min_scale
         self._scale = torch.tensor(float(init_scale))
         self._clean_steps = torch.tensor(0.0)
 
@@ -37,7 +39,8 @@ class LossScaler:
         """Divide gradients in place; overflow stays visible as inf or NaN."""
         for parameter in parameters:
             if parameter.grad is not None:
-                parameter.grad.div_(self._scale.to(parameter.grad.dtype))
+                grad = parameter.grad
+                _local(grad).div_(self._scale.to(grad.device))
 
     def update(self, skipped: torch.Tensor) -> None:
         """Adapt the factor.
@@ -47,8 +50,13 @@ class LossScaler:
         """
         clean = (self._clean_steps + 1.0) * (1.0 - skipped)
         grow = (clean >= self.growth_interval).float()
-        self._scale = self._scale * torch.exp2(grow - skipped)
+        self._scale = (self._scale * torch.exp2(grow - skipped)).clamp(min=self.min_scale)
         self._clean_steps = clean * (1.0 - grow)
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether the factor is at its minimum; costs a host sync."""
+        return float(self._scale) <= self.min_scale
 
     def state_dict(self) -> dict[str, float]:
         """Factor and clean steps."""
@@ -57,3 +65,7 @@ class LossScaler:
     def load_state_dict(self, state: dict[str, float]) -> None:
         """Restore them."""
         self._scale, self._clean_steps = torch.tensor(state["scale"]), torch.tensor(state["clean_steps"])
+
+
+def _local(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

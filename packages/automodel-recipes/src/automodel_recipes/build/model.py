@@ -7,6 +7,7 @@ import torch
 
 from automodel_core.config import ConfigNode
 from automodel_recipes.build.call import build, plain
+from automodel_recipes.build.training import apply_mixed_precision
 
 
 @dataclass
@@ -15,6 +16,7 @@ class ModelBuild:
 
     model: torch.nn.Module
     peft: Any = None
+    qat: Any = None
     reports: list[Any] = field(default_factory=list)
 
     @property
@@ -33,10 +35,12 @@ def build_model(config: ConfigNode, *, seed: int, tokenizer: Any = None) -> Mode
     torch.manual_seed(seed)
     built = ModelBuild(build(config.model, tokenizer=tokenizer))
     _freeze(built, config)
+    _apply_qat(built, config)
     _apply_lora(built, config, seed)
     _prepare_vision(built)
     _apply_kernels(built, config)
     _apply_transforms(built, config)
+    apply_mixed_precision(config, built.model)
     return built
 
 
@@ -46,6 +50,16 @@ def _freeze(built: ModelBuild, config: ConfigNode) -> None:
         from automodel_core.models import apply_freezing
 
         built.reports.append(apply_freezing(built.model, **plain(section)))
+
+
+def _apply_qat(built: ModelBuild, config: ConfigNode) -> None:
+    section = config.get("qat")
+    if section is None:
+        return
+    from automodel_core.quantization import apply_qat
+
+    built.qat = apply_qat(built.model, **plain(section))
+    built.reports.append(built.qat)
 
 
 def _apply_lora(built: ModelBuild, config: ConfigNode, seed: int) -> None:

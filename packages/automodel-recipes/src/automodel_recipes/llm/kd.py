@@ -7,6 +7,7 @@ import torch
 from automodel_core.loss import KDLoss, forward_kd_loss
 from automodel_recipes.batches import Batch
 from automodel_recipes.build.call import build
+from automodel_recipes.build.training import apply_mixed_precision
 from automodel_recipes.errors import UnusableInputError
 from automodel_recipes.llm.finetune import LLMFinetuneRecipe
 
@@ -30,6 +31,7 @@ class KnowledgeDistillationRecipe(LLMFinetuneRecipe):
                 "Write loss_fn: {_target_: kd_loss, temperature: 2.0, kd_ratio: 0.5}."
             )
         teacher: Any = build(self.config.teacher_model)
+        apply_mixed_precision(self.config, teacher)
         self.teacher = teacher.to(self.device).eval().requires_grad_(False)
 
     def forward_loss(self, batch: Batch, num_targets: torch.Tensor) -> torch.Tensor:

@@ -31,6 +31,7 @@ def from_nemo(source: Draft) -> Draft:
     _values(source)
     _fp8(source)
     _compile(source)
+    _qat(source)
     _targets(source)
     _recipe(source)
     return source
@@ -121,6 +122,20 @@ def _compile(draft: Draft) -> None:
         return
     draft.drop("compile.enabled", "the section's presence says so")
     draft.move("compile", "distributed.compile", "blocks are compiled by the parallel layer")
+
+
+def _qat(draft: Draft) -> None:
+    if draft.table("qat") is None:
+        return
+    if draft.get("qat.enabled") is False:
+        draft.drop("qat", "it is switched off")
+        return
+    draft.drop("qat.enabled", "the section's presence says so")
+    if isinstance(draft.get("qat.qat_config"), str):
+        draft.move("qat.qat_config", "qat.scheme")
+        return
+    draft.move("qat.qat_config.groupsize", "qat.group_size")
+    draft.move("qat.qat_config.quantizer_type", "qat.scheme")
 
 
 def _targets(draft: Draft) -> None:

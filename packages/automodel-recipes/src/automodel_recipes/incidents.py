@@ -1,60 +1,58 @@
-"""Stop at a loss that is not finite, and name the rows that made it."""
+"""Report what the watch-dog found, and ask each row of a bad step for its own loss."""
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from automodel_recipes.batches import Batch, sample_ids, to_device
-from automodel_recipes.errors import NonFiniteLossError
 from automodel_recipes.evaluate import eval_mode
+from automodel_recipes.watchdog import Incident, over_ranks
 
 if TYPE_CHECKING:
     from automodel_recipes.base import BaseRecipe
 
-_SHOWN_IDS = 16
+
+def report_incidents(r: "BaseRecipe", micro_batches: Sequence[Batch]) -> None:
+    """Record what was found in the steps since the last report, and end the run if it must.
+
+    Args:
+        r: the recipe, right after a step; every rank calls it.
+        micro_batches: this rank's, of that step.
+
+    Raises: NonFiniteLossError, LossSpikeError: as the ``watchdog`` section says.
+    """
+    incidents = r.watchdog.review(r.parallel, r.loss_scaler)
+    for number, incident in enumerate(incidents):
+        if incident.kind == "nonfinite" and incident.step == r.step_scheduler.step:
+            incidents[number] = incident = blame_rows(r, incident, micro_batches)
+        r.records.event(
+            incident.kind,
+            step=incident.step,
+            loss=incident.loss,
+            grad_norm=incident.grad_norm,
+            sample_ids=list(incident.sample_ids),
+        )
+        r.console.fact("warning", str(incident))
+    r.watchdog.check(incidents)
 
 
-def check_finite(r: "BaseRecipe", row: dict[str, Any], micro_batches: Sequence[Batch]) -> None:
-    """Raise if the step's loss or gradient norm is not finite; called by every rank with the same ``row``.
+def blame_rows(r: "BaseRecipe", incident: Incident, micro_batches: Sequence[Batch]) -> Incident:
+    """The incident with the rows, of all ranks, whose own loss is not finite; where there is none, as it was.
 
     The weights are those from before the step, which was skipped, so each row can be asked for its own loss. All of
     it goes to ``RUN/nonfinite-step-N-rank-R.json``.
-
-    Raises: NonFiniteLossError: names the rows whose own loss is not finite, else all rows of the step on this rank.
     """
-    if math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"]):
-        return
     from automodel_recipes.text_files import write_json
 
-    culprits = _rows_with_bad_loss(r, micro_batches)
-    bad = [culprit["sample_id"] for culprit in culprits]
-    anywhere = r.parallel.any_rank(bool(bad))
-    path = r.run_dir.path / f"nonfinite-step-{row['step']}-rank-{r.parallel.rank}.json"
-    ids = sample_ids(micro_batches)
-    record = {"step": row["step"], "loss": row["loss"], "grad_norm": row["grad_norm"], "sample_ids": ids}
-    write_json(path, {**record, "rows": culprits})
-    r.records.event("nonfinite", loss=row["loss"], grad_norm=row["grad_norm"], sample_ids=bad or ids)
-    raise NonFiniteLossError(
-        f"step {row['step']}: loss {row['loss']}, gradient norm {row['grad_norm']}. {_blame(r, bad, ids, anywhere)} "
-        f"Details: {path}. The step was not taken. Look at these rows, lower optimizer.lr, or set "
-        "clip_grad_norm.max_norm."
-    )
-
-
-def _blame(r: "BaseRecipe", bad: list[int], ids: list[int], anywhere: bool) -> str:
-    where = "" if r.parallel.world_size == 1 else f" on rank {r.parallel.rank}"
-    if bad:
-        return f"Rows whose loss is not finite{where}: {_short(bad)}."
-    if anywhere:
-        return f"Every row{where} is fine; another rank names the culprits."
-    return f"No single row is to blame; rows of this step{where}: {_short(ids)}."
-
-
-def _short(ids: list[int]) -> str:
-    more = f" and {len(ids) - _SHOWN_IDS} more" if len(ids) > _SHOWN_IDS else ""
-    return ", ".join(map(str, ids[:_SHOWN_IDS])) + more
+    rows = _rows_with_bad_loss(r, micro_batches)
+    path = r.run_dir.path / f"nonfinite-step-{incident.step}-rank-{r.parallel.rank}.json"
+    facts = {"step": incident.step, "loss": incident.loss, "grad_norm": incident.grad_norm}
+    write_json(path, {**facts, "sample_ids": sample_ids(micro_batches), "rows": rows})
+    bad = over_ranks([row["sample_id"] for row in rows], r.parallel)
+    return replace(incident, sample_ids=bad, blame="rows") if bad else incident
 
 
 @torch.no_grad()
