@@ -63,6 +63,12 @@ def test_check_lists_bad_rows_and_strict_exits_with_4(tmp_path, tokenizer_dir, c
     assert any("cannot be used" in text for text in figures["problems"])
 
 
+def test_chats_in_a_column_of_another_name(tmp_path, tokenizer_dir, capsys):
+    data = write(tmp_path / "a.jsonl", [{"dialog": chat("84")["messages"]}])
+    assert main(["show", data, "--tokenizer", tokenizer_dir, "--columns", "messages=dialog"]) == 0
+    assert "\u00ab84<|im_end|>\u00bb" in capsys.readouterr().out
+
+
 def test_check_of_columns_text_and_another_template(tmp_path, tokenizer_dir, capsys):
     data = write(tmp_path / "a.jsonl", [{"q": "a?", "a": str(i), "text": "some words " * 9} for i in range(9)])
     assert main(["check", data, "--tokenizer", tokenizer_dir, "--columns", "question=q,answer=a", "--strict"]) == 0

@@ -55,7 +55,9 @@ def _add_data_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("data", help="file, directory, glob, URL or hub id")
     command.add_argument("--tokenizer", required=True, help="directory or hub id of the tokenizer")
     command.add_argument("--split", default="train")
-    command.add_argument("--columns", help="column mapping of question-answer data, such as question=q,answer=a")
+    command.add_argument(
+        "--columns", help="column mapping, such as question=q,answer=a for questions, or messages=dialog for chats"
+    )
     command.add_argument("--text-column", help="the data is plain text in this column, for pretraining")
     command.add_argument("--seq-length", type=int, help="most tokens of a row")
     command.add_argument(
@@ -70,6 +72,7 @@ def _dataset(options: argparse.Namespace) -> tuple[Any, Any]:
     from transformers import AutoTokenizer
 
     from automodel_data import ChatDataset, ColumnMappedTextInstructionDataset, TextPretrainDataset
+    from automodel_data.rows import COLUMNS
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(options.tokenizer)
@@ -90,10 +93,10 @@ def _dataset(options: argparse.Namespace) -> tuple[Any, Any]:
         )
         return dataset, tokenizer
     common |= {"seq_length": options.seq_length, "overflow": options.overflow}
-    if options.columns:
-        mapping = dict(pair.partition("=")[::2] for pair in options.columns.split(","))
+    mapping = dict(pair.partition("=")[::2] for pair in options.columns.split(",")) if options.columns else {}
+    if mapping and not set(mapping) & set(COLUMNS):
         return ColumnMappedTextInstructionDataset(options.data, mapping, tokenizer, **common), tokenizer
-    return ChatDataset(options.data, tokenizer, mask=options.mask, **common), tokenizer
+    return ChatDataset(options.data, tokenizer, mask=options.mask, column_mapping=mapping, **common), tokenizer
 
 
 def _show(options: argparse.Namespace) -> int:

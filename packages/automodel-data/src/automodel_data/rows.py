@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from automodel_data.errors import BadRow
+from automodel_data.errors import BadRow, DataError
 
 _ROLES = {
     "human": "user",
@@ -23,6 +23,10 @@ _ROLES = {
 _KNOWN_ROLES = ("system", "developer", "user", "assistant", "tool")
 _REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 FORMATS = ("messages", "sharegpt", "alpaca", "prompt_completion", "text", "tokens")
+COLUMNS = (
+    "messages", "conversations", "conversation", "tools", "system", "instruction", "input", "output", "history",
+    "prompt", "completion", "input_ids", "labels",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,29 @@ class Conversation:
     """JSON schemas of the tools on offer."""
     train: list[bool | None] = field(default_factory=list)
     """One entry per message: True or False where the row says so, None where the policy decides."""
+
+
+def checked_columns(mapping: Mapping[str, str] | None) -> dict[str, str]:
+    """A mapping of known columns to the data's own names. Raises: DataError: a key that is no known column."""
+    given = {k: v for k, v in dict(mapping or {}).items() if v is not None}
+    if unknown := sorted(set(given) - set(COLUMNS)):
+        raise DataError(
+            f"column_mapping has the keys {unknown}, which no format knows. It maps known columns to yours, such as "
+            f"messages: dialog; known are {', '.join(COLUMNS)}."
+        )
+    return given
+
+
+def with_known_columns(row: Mapping[str, Any], mapping: Mapping[str, str]) -> Mapping[str, Any]:
+    """The row with its own column names replaced by the known ones. Raises: BadRow: a column is missing."""
+    if not mapping:
+        return row
+    if missing := [column for column in mapping.values() if column not in row]:
+        raise BadRow(
+            f"missing column {', '.join(map(repr, missing))}", hint=f"The row has: {', '.join(sorted(map(str, row)))}."
+        )
+    others = {k: v for k, v in row.items() if k not in mapping.values() and k not in mapping}
+    return others | {known: row[column] for known, column in mapping.items()}
 
 
 def sniff_format(row: Mapping[str, Any]) -> str:
@@ -56,8 +83,8 @@ def sniff_format(row: Mapping[str, Any]) -> str:
         return "text"
     raise BadRow(
         f"no known format has the columns {sorted(map(str, row))}",
-        hint="Known: messages; conversations; instruction + output; prompt + completion; text; input_ids. Map your "
-        "columns to one.",
+        hint="Known: messages; conversations; instruction + output; prompt + completion; text; input_ids. Name your "
+        "columns in `column_mapping`, such as messages: dialog.",
     )
 
 
@@ -219,12 +246,18 @@ def _tools(tools: Any) -> list[dict[str, Any]] | None:
 
 
 def _train_flag(message: Mapping[str, Any], path: str) -> bool | None:
-    flag = message.get("train", message.get("weight"))
+    flag = message["train"] if message.get("train") is not None else message.get("weight")
     if flag is None or isinstance(flag, bool):
         return flag
-    if flag in (0, 1):
+    if isinstance(flag, int | float) and flag in (0, 1):
         return bool(flag)
-    raise BadRow("a message's train flag must be true, false, 0 or 1", path=f"{path}/train", hint=f"Got {flag!r}.")
+    key = "train" if message.get("train") is not None else "weight"
+    raise BadRow(
+        "a message's train flag must be true, false, 0 or 1",
+        path=f"{path}/{key}",
+        hint=f"Got {flag!r}. A token is trained or not: a loss is a mean over trained tokens, without shares of them. "
+        "To train on a source less, give it a smaller weight in a mixture.",
+    )
 
 
 def _parsed(value: Any, path: str) -> Any:

@@ -11,10 +11,10 @@ import gzip
 import hashlib
 import json
 import lzma
+import re
 import shutil
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from glob import glob, has_magic
 from itertools import accumulate
 from pathlib import Path
@@ -23,9 +23,11 @@ from typing import Any
 from automodel_data.cache import cache_root, published
 from automodel_data.errors import BadRow, DataError
 from automodel_data.jsonlines import JsonLines, parse_json_row
+from automodel_data.remote import fetch, is_url, public
 
 _COMPRESSED: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 _TABLES = {".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".arrow": "arrow"}
+_OTHER_SPLITS = ("test", "validation", "valid", "val", "dev", "eval")
 _SUFFIXES = (".jsonl", ".ndjson", ".json", *_TABLES, ".txt", ".tar")
 
 
@@ -35,9 +37,10 @@ def open_source(path_or_dataset_id: Any, *, split: str = "train", name: str | No
     Args:
         path_or_dataset_id: a file (``.jsonl``, ``.json``, ``.csv``, ``.tsv``, ``.parquet``, ``.arrow``, ``.txt``,
             ``.tar`` in WebDataset form; all but the tables also as ``.gz``, ``.bz2``, ``.xz`` or ``.zst``), a directory
-            or glob of such files, a URL that fsspec knows (``s3://``, ``gs://``, ``hf://``), a hub id (``org/name`` or
-            ``org/name@revision``), a list of these, or a ``datasets.Dataset`` or list of dicts.
-        split: of a hub dataset or a directory; there it selects the files whose name holds it.
+            or glob of such files, a URL, URL glob or URL of a directory that fsspec knows (`remote.fetch`), a hub id
+            (``org/name`` or ``org/name@revision``), a list of these, or a ``datasets.Dataset`` or list of dicts.
+        split: of a hub dataset or a directory; there it selects the files whose name holds it, and ``train`` where none
+            does takes those that name no other split.
         name: configuration of a hub dataset.
 
     Raises: DataError: nothing is found there, or it is empty.
@@ -48,8 +51,8 @@ def open_source(path_or_dataset_id: Any, *, split: str = "train", name: str | No
     if not isinstance(given, (str, Path)):
         return HubRows(given, name=type(given).__name__)
     text = str(given)
-    if "://" in text:
-        return _joined([open_file(path, name=url) for url, path in _fetched(text)])
+    if is_url(text):
+        return _open_url(text, split=split)
     path = Path(text)
     if path.is_dir():
         return _open_directory(path, split=split)
@@ -218,41 +221,34 @@ def _open_directory(path: Path, *, split: str) -> Any:
         from datasets import load_from_disk
 
         return HubRows(load_from_disk(str(path)), name=str(path))
-    files = sorted(p for p in path.rglob("*") if p.is_file() and _kind(p) in _SUFFIXES and p.name[0] != ".")
-    chosen = [p for p in files if split in str(p.relative_to(path))] or (files if split == "train" else [])
+    files = sorted(p for p in path.rglob("*") if p.is_file())
+    chosen = [files[i] for i in _of_split([p.relative_to(path) for p in files], split)]
     if not chosen:
         raise DataError(
             f"{path} holds no data file for split {split!r}. Files of these kinds are read: {', '.join(_SUFFIXES)}; "
-            f"name them "
-            f"after their split, or give their path. Found: {', '.join(p.name for p in files[:5]) or 'none'}."
+            "name them after their split, or give their path. Found: "
+            f"{', '.join(p.name for p in files[:5]) or 'none'}."
         )
     return _joined([open_file(p) for p in chosen])
 
 
-def _fetched(url: str) -> list[tuple[str, Path]]:
-    """Local copies of the files at a URL or URL glob."""
-    import fsspec
-
-    try:
-        filesystem, pattern = fsspec.url_to_fs(url)
-        found = sorted(filesystem.glob(pattern)) if has_magic(pattern) else [pattern]
-        copies = []
-        for remote in found:
-            info = filesystem.info(remote)
-            key = hashlib.sha256(
-                json.dumps([url, remote, info.get("size"), str(info.get("mtime", info.get("ETag")))]).encode()
-            )
-            target = published(f"file-{key.hexdigest()[:32]}", partial(_copy, filesystem, remote))
-            copies.append((filesystem.unstrip_protocol(remote), target / Path(remote).name))
-    except ImportError as error:
-        raise DataError(f"{url} needs another package: {error}. Install it, or copy the file.") from error
-    except (OSError, ValueError) as error:
-        raise DataError(f"{url} cannot be read: {error}. Check the address and the credentials.") from error
-    return copies or _nothing(url)
+def _of_split(paths: list[Path], split: str) -> list[int]:
+    """Which of the paths, relative to their directory, are data files of a split."""
+    files = [i for i, path in enumerate(paths) if _kind(path) in _SUFFIXES and path.name[0] != "."]
+    named = [i for i in files if _names(paths[i], split)]
+    if named or split != "train":
+        return named
+    return [i for i in files if not any(_names(paths[i], other) for other in _OTHER_SPLITS)]
 
 
-def _copy(filesystem: Any, remote: str, directory: Path) -> None:
-    filesystem.get(remote, str(directory / Path(remote).name))
+def _names(path: Path, split: str) -> bool:
+    """Whether a path holds a split's name as a word: ``train-0.jsonl`` and ``train/a.csv``, not ``constraints.csv``."""
+    return re.search(rf"(?<![a-z]){re.escape(split.lower())}(?![a-z])", str(path).lower()) is not None
+
+
+def _open_url(url: str, *, split: str) -> Any:
+    found = fetch(url, choose=lambda paths: _of_split([*map(Path, paths)], split))
+    return _joined([open_file(path, name=shown) for shown, path in found] or _nothing(public(url)))
 
 
 def _decompressed(path: Path) -> Path:

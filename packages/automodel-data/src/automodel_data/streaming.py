@@ -57,6 +57,7 @@ class ChatIterableDataset(StreamingTokenDataset):
         overflow: str = "drop",
         mask: str = "assistant",
         format: str = "auto",
+        column_mapping: Mapping[str, str] | None = None,
         chat_template: str | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
         on_bad: str = "skip",
@@ -64,7 +65,9 @@ class ChatIterableDataset(StreamingTokenDataset):
     ) -> None:
         template = ChatTemplate(tokenizer, chat_template=chat_template, template_kwargs=template_kwargs)
         policy = RowPolicy(seq_length=seq_length, overflow=overflow, on_bad=on_bad)
-        encoder = chat_encoder(tokenizer, template, policy=policy, mask=mask, format=format)
+        encoder = chat_encoder(
+            tokenizer, template, policy=policy, mask=mask, format=format, column_mapping=column_mapping
+        )
         super().__init__(open_source(path_or_dataset_id, split=split, name=name), encoder, limit=limit_dataset_samples)
 
 

@@ -62,6 +62,32 @@ def test_train_flags_and_weights_of_messages(tokenizer, supervised):
         assert supervised(tokenizer, ChatDataset([row], tokenizer)[0]) == "96<|im_end|>"
 
 
+@pytest.mark.parametrize("key", ["train", "weight"])
+def test_a_share_of_a_token_is_refused_with_the_way_out(key, tokenizer):
+    row = {"messages": [MESSAGES[0], {**MESSAGES[1], key: 0.5}]}
+    message = rf"/messages/1/{key}: a message's train flag must be true, false, 0 or 1.*Got 0\.5.*weight in a mixture"
+    with pytest.raises(DataError, match=message):
+        ChatDataset([row], tokenizer, on_bad="fail")
+    whole = {"messages": [MESSAGES[0], {**MESSAGES[1], key: 1.0}]}
+    assert ChatDataset([whole], tokenizer).report.num_bad == 0
+
+
+def test_columns_of_other_names(tmp_path, tokenizer, supervised):
+    row = {"dialog": MESSAGES, "functions": '[{"name": "f"}]', "messages": 5}
+    path = write(tmp_path / "a.jsonl", [row])
+    dataset = ChatDataset(path, tokenizer, column_mapping={"messages": "dialog", "tools": "functions"})
+    assert supervised(tokenizer, dataset[0]) == "84<|im_end|>"
+    streamed = ChatIterableDataset(path, tokenizer, column_mapping={"messages": "dialog"})
+    assert [{k: v for k, v in one.items() if k != "sample_id"} for one in streamed] == [dataset[0]]
+    mapping = {"instruction": "q", "output": "a"}
+    alpaca = ChatDataset([{"q": "What is 12 times 7?", "a": "84"}], tokenizer, column_mapping=mapping)
+    assert alpaca[0] == ChatDataset([FORMATS["messages"]], tokenizer)[0]
+    with pytest.raises(DataError, match=r"missing column 'talk'\. The row has: dialog, functions, messages"):
+        ChatDataset(path, tokenizer, column_mapping={"messages": "talk"})
+    with pytest.raises(DataError, match=r"column_mapping has the keys \['chat'\].*messages: dialog; known are"):
+        ChatDataset(path, tokenizer, column_mapping={"chat": "dialog"})
+
+
 BAD_ROWS = {
     '{"messages": [': "broken JSON",
     '"text"': "the row is str, not an object",

@@ -11,7 +11,7 @@ import numpy as np
 from automodel_data.build import RowEncoder, RowPolicy, encode_source, one_of
 from automodel_data.encode import TextEncoder, TokenRow
 from automodel_data.errors import BadRow
-from automodel_data.rows import FORMATS, sniff_format, to_conversation
+from automodel_data.rows import FORMATS, checked_columns, sniff_format, to_conversation, with_known_columns
 from automodel_data.sources import open_source
 from automodel_data.store import TokenDataset
 from automodel_data.templates import MASKS, ChatTemplate, Rendered
@@ -29,6 +29,7 @@ class ChatDataset(TokenDataset):
         mask: ``assistant`` trains every assistant turn, ``last_turn`` the last one, ``all`` every token. A message's
             own ``train`` (or 0/1 ``weight``) overrules the first two.
         format: one of `rows.FORMATS` but ``text``; ``auto`` looks at each row's columns.
+        column_mapping: known columns (`rows.COLUMNS`) -> the data's names, such as ``{"messages": "dialog"}``.
         chat_template, template_kwargs: in place of the tokenizer's template; variables for it.
         on_bad, max_bad_fraction: ``skip`` leaves bad rows out and reports them, ``fail`` stops at the first.
         limit_dataset_samples: use only the first rows.
@@ -48,6 +49,7 @@ class ChatDataset(TokenDataset):
         overflow: str = "drop",
         mask: str = "assistant",
         format: str = "auto",
+        column_mapping: Mapping[str, str] | None = None,
         chat_template: str | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
         on_bad: str = "skip",
@@ -60,7 +62,7 @@ class ChatDataset(TokenDataset):
         template = ChatTemplate(tokenizer, chat_template=chat_template, template_kwargs=template_kwargs)
         table, report = encode_source(
             open_source(path_or_dataset_id, split=split, name=name),
-            chat_encoder(tokenizer, template, policy=policy, mask=mask, format=format),
+            chat_encoder(tokenizer, template, policy=policy, mask=mask, format=format, column_mapping=column_mapping),
             limit=limit_dataset_samples,
             num_proc=num_proc,
             cache=cache,
@@ -69,21 +71,37 @@ class ChatDataset(TokenDataset):
 
 
 def chat_encoder(
-    tokenizer: Any, template: ChatTemplate, *, policy: RowPolicy, mask: str = "assistant", format: str = "auto"
+    tokenizer: Any,
+    template: ChatTemplate,
+    *,
+    policy: RowPolicy,
+    mask: str = "assistant",
+    format: str = "auto",
+    column_mapping: Mapping[str, str] | None = None,
 ) -> RowEncoder:
     """What makes tokens of chat rows, for map-style and streaming datasets alike."""
     one_of("mask", mask, MASKS)
     one_of("format", format, ("auto", *(known for known in FORMATS if known != "text")))
+    columns = checked_columns(column_mapping)
     return RowEncoder(
-        partial(render_chat_row, template=template, mask=mask, format=format),
+        partial(render_chat_row, template=template, mask=mask, format=format, columns=columns),
         TextEncoder(tokenizer),
         policy,
-        options={"kind": "chat", "mask": mask, "format": format, "template": template.fingerprint()},
+        options={
+            "kind": "chat",
+            "mask": mask,
+            "format": format,
+            "columns": columns,
+            "template": template.fingerprint(),
+        },
     )
 
 
-def render_chat_row(row: Mapping[str, Any], *, template: ChatTemplate, mask: str, format: str) -> Rendered | TokenRow:
+def render_chat_row(
+    row: Mapping[str, Any], *, template: ChatTemplate, mask: str, format: str, columns: Mapping[str, str]
+) -> Rendered | TokenRow:
     """A raw row as text with trained spans; rows that hold ``input_ids`` pass through."""
+    row = with_known_columns(row, columns)
     kind = sniff_format(row) if format == "auto" else format
     if kind == "tokens":
         return token_row(row)
