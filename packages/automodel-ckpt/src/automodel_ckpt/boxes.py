@@ -79,6 +79,8 @@ def _plain(tensor: Tensor) -> Tensor:
     tensor = tensor.detach()
     if type(tensor) is torch.nn.Parameter:
         tensor = tensor.data
+    if hasattr(tensor, "fsdp_pre_all_gather") and type(getattr(tensor, "_tensor", None)) is Tensor:
+        tensor = tensor._tensor  # FSDP2's own extension point (torchao's FP8 gathers): plain numbers, cast on the way
     if type(tensor) is not Tensor:
         # bitsandbytes and torchao wrap packed bytes whose meaning lies in other attributes.
         raise UnsupportedState(

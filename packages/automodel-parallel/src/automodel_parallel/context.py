@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
+from automodel_parallel.compile import CompileConfig, compile_blocks
 from automodel_parallel.grad_norm import clip_grad_norm
 from automodel_parallel.init import DistInfo
 from automodel_parallel.mesh import Meshes, ParallelDims
@@ -28,10 +29,12 @@ class ParallelContext:
         dp_rank, dp_size: which part of a global batch this rank reads. Ranks that differ only in ``cp``, ``tp`` or
             ``pp`` share a ``dp_rank``: they read the same rows.
         pipeline: None, or the schedule that replaces forward and backward under pipeline parallelism.
+        compiler: how each block is compiled; off where the manager says nothing.
     """
 
     strategy = "single"
     pipeline: Any = None
+    compiler = CompileConfig(enabled=False)
 
     def __init__(self, info: DistInfo, dims: ParallelDims, meshes: Meshes | None) -> None:
         self.info = info
@@ -51,6 +54,7 @@ class ParallelContext:
         Returns: the model to train (its parameter names are reached through ``unwrap``), and what was done.
         """
         report = ParallelReport(self.strategy, self.dims.describe())
+        compile_blocks(model, self.compiler, report=report)
         return self._to_device(model), report
 
     def unwrap(self, model: nn.Module) -> nn.Module:

@@ -3,15 +3,17 @@
 # No `from __future__ import annotations` here: DDP inspects the hook's annotations and rejects strings.
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from automodel_parallel.compile import CompileConfig
 from automodel_parallel.context import ParallelContext
 from automodel_parallel.init import DistInfo
 from automodel_parallel.mesh import Meshes, ParallelDims
@@ -41,6 +43,8 @@ class DDPManager:
     """Size of a gradient bucket in MiB: one all-reduce each, overlapped with the backward."""
     gradient_as_bucket_view: bool = True
     """Gradients live in the buckets, which saves one copy of them."""
+    compile: bool | Mapping[str, Any] | CompileConfig | None = None
+    """As for ``FSDP2Manager``."""
 
     def setup(self, info: DistInfo) -> "DDPContext":
         """Bind to the ranks. One process needs no wrapper and gets none.
@@ -60,6 +64,7 @@ class DDPContext(ParallelContext):
     def __init__(self, info: DistInfo, dims: ParallelDims, meshes: Meshes | None, *, manager: DDPManager) -> None:
         super().__init__(info, dims, meshes)
         self.manager = manager
+        self.compiler = CompileConfig.parse(manager.compile)
 
     def parallelize(self, model: nn.Module) -> tuple[nn.Module, ParallelReport]:
         """Wrap in DDP with a summing hook. Frozen parameters take no part in the reductions.

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from automodel_parallel.compile import CompileConfig
 from automodel_parallel.context import ParallelContext
 from automodel_parallel.init import DistInfo
 from automodel_parallel.mesh import ParallelDims
 
 
+@dataclass(frozen=True, kw_only=True)
 class SingleProcessManager:
     """Train in one process, on one device."""
+
+    compile: bool | Mapping[str, Any] | CompileConfig | None = None
+    """As for ``FSDP2Manager``."""
 
     def setup(self, info: DistInfo) -> ParallelContext:
         """Bind to this process.
@@ -20,4 +29,6 @@ class SingleProcessManager:
                 f"strategy none with {info.world_size} processes: each would train alone. Set distributed.strategy to "
                 "ddp or fsdp2, or start one process."
             )
-        return ParallelContext(info, ParallelDims.derive(world_size=1), meshes=None)
+        context = ParallelContext(info, ParallelDims.derive(world_size=1), meshes=None)
+        context.compiler = CompileConfig.parse(self.compile)
+        return context

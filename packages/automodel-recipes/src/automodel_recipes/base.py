@@ -22,7 +22,6 @@ from automodel_recipes.checkpointing import RunCheckpointer, claim_directory, re
 from automodel_recipes.evaluate import EvalMetrics, evaluate_loss
 from automodel_recipes.interrupt import GO_ON, SAVE, StopAgreed, StopRequest
 from automodel_recipes.loggers.console import Console
-from automodel_recipes.loggers.trackers import require_trackers
 from automodel_recipes.loop import TrainSummary, train_loop
 from automodel_recipes.options import TrainOptions
 from automodel_recipes.records import RunRecords
@@ -68,7 +67,6 @@ class BaseRecipe:
 
     def build_environment(self) -> None:
         """Process group, device, parallel layout, seeds, console."""
-        require_trackers(self.config)
         joined = torch.distributed.is_initialized()
         self.dist_info = build_dist_info(self.config)
         self.parallel = build_parallel(self.config, self.dist_info)
@@ -103,7 +101,7 @@ class BaseRecipe:
 
     def build_model(self) -> None:
         """Base weights, freezing, LoRA, kernels; then the parallel layout."""
-        self.built: ModelBuild = build_model(self.config, seed=self.seed, tokenizer=self.tokenizer)
+        self.built: ModelBuild = build_model(self.config, seed=self.seed, tokenizer=self.tokenizer, device=self.device)
         self.model, report = self.parallel.parallelize(self.built.model)
         self.built.reports.append(report)
         self.neftune = build_neftune(self.config, self.unwrapped(), seed=self.seed + self.parallel.dp_rank)

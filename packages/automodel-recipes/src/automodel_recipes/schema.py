@@ -98,6 +98,26 @@ _LLM: dict[str, Section] = {
         offers=("local_batch_size",),
     ),
     "model": Section("The model to train.", kind="model", offers=("tokenizer",), required=True),
+    "quantization": Section(
+        "The frozen base in 4 or 8 bits by bitsandbytes, under LoRA (QLoRA).",
+        keys={
+            "load_in_4bit": _flag("Store linear layers in 4 bits."),
+            "load_in_8bit": _flag("Store linear layers in 8 bits (LLM.int8)."),
+            "bnb_4bit_quant_type": Key({"enum": ["nf4", "fp4"]}, "The 4-bit numbers; nf4 by default."),
+            "bnb_4bit_compute_dtype": Key(
+                {"enum": ["bfloat16", "float16", "float32"]},
+                "What 4-bit weights are multiplied in; bfloat16 by default, float32 on a CPU.",
+            ),
+            "bnb_4bit_use_double_quant": _flag("Quantise the scales as well: 0.4 bits a parameter less; false."),
+            "bnb_4bit_quant_storage": Key(
+                {"enum": ["uint8", "bfloat16", "float16", "float32"]}, "The dtype that holds 4-bit codes; uint8."
+            ),
+            "llm_int8_threshold": Key({"type": "number", "minimum": 0}, "8 bits: larger activations stay in 16; 6.0."),
+            "llm_int8_skip_modules": Key(
+                {"type": "array", "items": {"type": "string"}}, "Modules that stay as they are; the head by default."
+            ),
+        },
+    ),
     "freeze_config": Section(
         "Which parts stay as they are.", takes=("automodel_core.models:apply_freezing",), runtime=("model",)
     ),
@@ -106,6 +126,14 @@ _LLM: dict[str, Section] = {
         "Fused kernels in place of the model's own layers.",
         takes=("automodel_kernels:patch_model_with_kernel_optimizations",),
         runtime=("model",),
+    ),
+    "fp8": Section(
+        "Matrix products in FP8: of all trained linear layers, or of the frozen base under LoRA (rowwise).",
+        takes=("automodel_kernels.fp8:FP8Config",),
+    ),
+    "compile": Section(
+        "torch.compile of every block.",
+        takes=("automodel_parallel.compile:CompileConfig",),
     ),
     "transforms": Section("Further edits of the model, in order.", kind="transform", runtime=("model",), is_list=True),
     "tokenizer": Section("The tokenizer; the model's own by default.", kind="tokenizer", keys=_TOKENIZER_KEYS),
@@ -215,12 +243,8 @@ _LLM: dict[str, Section] = {
 }
 
 _LLM["monitoring"] = Section(
-    "What is measured and warned of while a run goes on.",
+    "What is warned of while a run goes on.",
     keys={
-        "peak_tflops": Key(
-            {"type": "number", "exclusiveMinimum": 0},
-            "The device's dense peak in TFLOP/s, which MFU is a share of; known for common GPUs, measured on a CPU.",
-        ),
         "stall_warning_s": Key(
             {"type": "number", "minimum": 0}, "Seconds of waiting for data that call for a warning; 60 by default."
         ),
@@ -228,40 +252,6 @@ _LLM["monitoring"] = Section(
             {"type": "number", "minimum": 0},
             "Growth of host memory that calls for one; 4 by default.",
         ),
-    },
-)
-
-_LLM["wandb"] = Section(
-    "Log to Weights & Biases; without a key the run is written offline.",
-    keys={
-        "enabled": _flag("Whether to log there; true."),
-        "project": _text("Project of the run."),
-        "entity": _text("User or team."),
-        "name": _text("Name of the run."),
-        "group": _text("Group of the run."),
-        "job_type": _text("Kind of the run."),
-        "notes": _text("A longer description."),
-        "tags": Key({"type": "array"}, "Words to find the run by."),
-        "mode": Key({"enum": ["online", "offline", "disabled", "shared"]}, "WANDB_MODE by default, else online."),
-        "id": _text("Id of a run to go on with; a resumed run finds its own."),
-        "save_dir": _text("Where W&B keeps its files; the run's directory by default."),
-        "api_key": _text("Only as ${WANDB_API_KEY}; not needed where that variable is set."),
-    },
-)
-_LLM["tensorboard"] = Section(
-    "Write TensorBoard event files.",
-    keys={
-        "log_dir": _text("Where; RUN/tensorboard by default."),
-        "flush_secs": _whole("Seconds between writes to disk.", 1),
-    },
-)
-_LLM["mlflow"] = Section(
-    "Log to MLflow.",
-    keys={
-        "tracking_uri": _text("Server or store; MLFLOW_TRACKING_URI, else files under RUN/mlruns."),
-        "experiment_name": _text("Experiment of the run; automodel by default."),
-        "run_name": _text("Name of the run; that of its directory by default."),
-        "tags": Key({"type": "object"}, "Tags of the run."),
     },
 )
 

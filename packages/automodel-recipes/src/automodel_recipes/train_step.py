@@ -58,6 +58,8 @@ def train_step(r: "BaseRecipe", micro_batches: Sequence[Batch]) -> StepMetrics:
         r.loss_scaler.update(skipped)
     if r.ema is not None:
         r.ema.update(skipped)
+    for update in r.built.after_step:
+        update(r.model)
     r.lr_schedule.step()
     r.optimizer.zero_grad(set_to_none=True)
     micro_losses = torch.stack(losses)

@@ -159,6 +159,39 @@ def test_one_mistake_is_one_problem(good, override, message):
             ["model.attn_implementation=paged", "packed_sequence={packed_sequence_size: 64}"],
             "'paged' cannot keep packed documents apart; use one of eager, sdpa, flex_attention",
         ),
+        (["quantization={load_in_4bit: true}"], "quantization: codes cannot be trained; add a `peft:` section"),
+        (
+            ["quantization={}", "peft={_target_: lora}"],
+            "quantization: needs load_in_4bit: true or load_in_8bit: true, one",
+        ),
+        (
+            [
+                "quantization={load_in_4bit: true}",
+                "model.quantization_config={_target_: transformers.BitsAndBytesConfig}",
+            ],
+            "quantization: stands beside model.quantization_config, which says the same; remove one of the two",
+        ),
+        (
+            ["quantization={load_in_4bit: true}", "model._target_=automodel_core.NeMoAutoModelForCausalLM.from_config"],
+            "it needs a model._target_ ending .from_pretrained",
+        ),
+        (["quantization={bnb_4bit_quant_type: nf3}"], 'bnb_4bit_quant_type: "nf3" is not one of "nf4", "fp4"'),
+        (["fp8={recipe_name: rowwize}"], 'fp8.recipe_name: "rowwize" is not one of "rowwise", "rowwise_with_gw_hp", '),
+        (["fp8={}", "peft={_target_: lora}"], "with a scale for every row; write recipe_name: rowwise"),
+        (
+            ["fp8={recipe_name: rowwise, emulate: true}", "peft={_target_: lora}"],
+            "fp8.emulate: has no effect under LoRA",
+        ),
+        (
+            ["fp8={recipe_name: rowwise}", "peft={_target_: lora}", "quantization={load_in_8bit: true}"],
+            "fp8: stands beside quantization, and a base is stored in one form; remove one of the two",
+        ),
+        (["fp8={enable_fsdp_float8_all_gather: true}"], "all_gather: needs distributed.strategy: fsdp2, whose gathers"),
+        (
+            ["compile={}", "distributed={strategy: fsdp2, compile: true}"],
+            "compile: stands beside distributed.compile, which says the same; remove one of the two",
+        ),
+        (["compile={bakend: eager}"], 'compile.bakend: unknown key for `compile`; did you mean "backend"?'),
     ],
 )
 def test_contradictions(good, overrides, message):
@@ -179,6 +212,36 @@ def test_triton_is_needed_where_it_is_asked_for(good, monkeypatch):
     monkeypatch.setattr(rules.importlib.util, "find_spec", lambda name: None if name == "triton" else real(name))
     problems = found(good, "peft={_target_: lora, match_all_linear: true, use_triton: true}")
     assert any("needs triton, which is not installed; pip install 'automodel-kernels[triton]'" in p for p in problems)
+
+
+@pytest.mark.parametrize(
+    ("package", "sections", "message"),
+    [
+        ("torchao", ["fp8={}"], "fp8: needs torchao, which is not installed; pip install 'automodel-kernels[ao]'"),
+        (
+            "bitsandbytes",
+            ["quantization={load_in_4bit: true}", "peft={_target_: lora}"],
+            "quantization: needs bitsandbytes, which is not installed; pip install 'automodel-core[bitsandbytes]'",
+        ),
+    ],
+)
+def test_optional_packages_are_named_where_they_are_needed(good, monkeypatch, package, sections, message):
+    import importlib.util
+
+    from automodel_recipes.validation import rules
+
+    real = importlib.util.find_spec
+    monkeypatch.setattr(rules.importlib.util, "find_spec", lambda name: None if name == package else real(name))
+    assert [text.rpartition("} ")[2] for text in found(good, *sections)] == [message]
+
+
+def test_settings_that_only_their_class_can_judge_are_found_deep(good):
+    overrides = ["fp8={enable_fsdp_float8_all_gather: true, recipe_name: rowwise}", "distributed={strategy: fsdp2}"]
+    assert [text for text in found(good, *overrides) if "all_gather=True" in text] == []
+    (problem,) = [text for text in found(good, *overrides, deep=True) if "torchao" not in text]
+    assert (
+        "fp8: fp8.enable_fsdp_float8_all_gather=True with recipe_name='rowwise': only 'tensorwise' gathers" in problem
+    )
 
 
 def test_a_run_that_keeps_no_weights_is_refused(good):

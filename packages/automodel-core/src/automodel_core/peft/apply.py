@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from automodel_core.peft.base_weight import keep_codes_unpacked, num_elements
 from automodel_core.peft.config import PeftConfig
 from automodel_core.peft.init import init_lora
 from automodel_core.peft.lora import LoRALayer, patch_linear_module
@@ -59,6 +60,7 @@ def apply_lora(
     Raises: ValueError: a pattern matches nothing, an adapter is there already, ``use_triton`` without a rule, or
             layers whose adapters peft would load elsewhere.
     """
+    keep_codes_unpacked(model)
     if not isinstance(config, PeftConfig):
         from automodel_core.peft.external import apply_external
 
@@ -89,7 +91,7 @@ def apply_lora(
     if unused:
         logger.warning("exclude_modules %s match no module; nothing was excluded by them.", list(unused))
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return LoraReport(tuple(names), saved, trainable, sum(p.numel() for p in model.parameters()), unused, rows)
+    return LoraReport(tuple(names), saved, trainable, sum(map(num_elements, model.parameters())), unused, rows)
 
 
 def _apply_to_experts(model: nn.Module, config: PeftConfig) -> list[str]:

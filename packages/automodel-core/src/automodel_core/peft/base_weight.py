@@ -1,11 +1,31 @@
 """The dense weight under an adapter, whatever holds it."""
 
+import math
+from typing import Any
+
 from torch import Tensor, nn
 
 
 def is_quantized(linear: nn.Linear) -> bool:
     """Whether the weight holds codes and not numbers that one can multiply by."""
     return not linear.weight.is_floating_point() or hasattr(linear.weight, "quant_state")
+
+
+def num_elements(parameter: nn.Parameter) -> int:
+    """Numbers that a parameter stands for: 4-bit codes lie two and more in one element."""
+    state: Any = getattr(parameter, "quant_state", None)
+    return parameter.numel() if state is None else math.prod(state.shape)
+
+
+def keep_codes_unpacked(model: nn.Module) -> None:
+    """Keep bitsandbytes from repacking 4-bit weights on the CPU, in place.
+
+    With AVX512-BF16, the first forward in eval mode puts them into a layout for inference, where they stay: every later
+    training forward passes no gradient on to the layers before (bitsandbytes 0.50; an autograd warning is all it says).
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 - an attribute of their class alone
 
 
 def base_weight(linear: nn.Linear) -> Tensor:

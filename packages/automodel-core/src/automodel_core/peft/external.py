@@ -5,6 +5,7 @@ from typing import Any
 from torch import nn
 
 from automodel_core.peft.apply import LoraReport
+from automodel_core.peft.base_weight import num_elements
 
 
 def apply_external(model: nn.Module, config: Any) -> LoraReport:
@@ -37,6 +38,6 @@ def apply_external(model: nn.Module, config: Any) -> LoraReport:
     peft.inject_adapter_in_model(config, model)
     new = [(name, p) for name, p in model.named_parameters() if p.requires_grad and name not in before]
     modules = sorted({name.split(".base_layer.")[0] for name, _ in model.named_parameters() if ".base_layer." in name})
-    total = sum(p.numel() for p in model.parameters())
+    total = sum(map(num_elements, model.parameters()))
     model.peft_config_in_place = config
     return LoraReport(tuple(modules), (), sum(p.numel() for _, p in new), total)

@@ -1,6 +1,7 @@
 """The ``fp8`` section of a configuration."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 RECIPES = ("rowwise", "rowwise_with_gw_hp", "tensorwise")
 
@@ -11,7 +12,7 @@ class FP8Config:
 
     enabled: bool = True
     """False leaves the model as it is; the report says so."""
-    recipe_name: str = "tensorwise"
+    recipe_name: Literal["rowwise", "rowwise_with_gw_hp", "tensorwise"] = "tensorwise"
     """``tensorwise`` is fastest, ``rowwise`` closer to bfloat16, ``rowwise_with_gw_hp`` keeps weight gradients wide."""
     enable_fsdp_float8_all_gather: bool = False
     """FSDP2 gathers weights in FP8, at half the traffic; ``tensorwise`` only."""

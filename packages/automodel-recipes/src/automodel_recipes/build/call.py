@@ -1,6 +1,7 @@
 """Hand runtime objects to whatever a section names, where it takes them."""
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 from automodel_core.config import ConfigNode
@@ -15,13 +16,18 @@ def accepted(target: Any, offered: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in offered.items() if name in parameters}
 
 
-def build(node: ConfigNode, **offered: Any) -> Any:
+def build(node: ConfigNode, given: Mapping[str, Any] | None = None, /, **offered: Any) -> Any:
     """Instantiate a ``_target_`` section with those runtime objects that its target takes by name.
 
     A key that stands in the YAML wins over the offered object.
+
+    Args:
+        node: the section.
+        given: keyword arguments that the target gets in any case, through ``**kwargs`` too.
+        offered: objects for targets that want them.
     """
     runtime = {name: value for name, value in accepted(node.target(), offered).items() if name not in node}
-    return node.instantiate(**runtime)
+    return node.instantiate(**runtime, **(given or {}))
 
 
 def plain(node: Any) -> dict[str, Any]:

@@ -1,5 +1,6 @@
-"""The model side: base weights, freezing, LoRA, kernels, and the reports of what each edit did."""
+"""The model side: base weights, freezing, LoRA, kernels, FP8, and the reports of what each edit did."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -7,6 +8,8 @@ import torch
 
 from automodel_core.config import ConfigNode
 from automodel_recipes.build.call import build, plain
+from automodel_recipes.build.fp8 import apply_fp8_section
+from automodel_recipes.build.quantization import quantized_loading
 from automodel_recipes.build.training import apply_mixed_precision
 
 
@@ -18,11 +21,17 @@ class ModelBuild:
     peft: Any = None
     qat: Any = None
     reports: list[Any] = field(default_factory=list)
+    fp8: Any = None
+    """The ``FP8Config`` in force, if any: then a forward differs from the plain model's by rounding."""
+    after_step: list[Callable[[torch.nn.Module], None]] = field(default_factory=list)
+    """What has to be done to the parallel model after each optimizer step."""
 
     @property
     def num_parameters(self) -> int:
-        """All parameters, tied ones counted once."""
-        return sum(p.numel() for p in self.model.parameters())
+        """All parameters, tied ones counted once, quantised ones by the numbers that they stand for."""
+        from automodel_core.peft.base_weight import num_elements
+
+        return sum(map(num_elements, self.model.parameters()))
 
     @property
     def num_trainable(self) -> int:
@@ -30,15 +39,22 @@ class ModelBuild:
         return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
 
 
-def build_model(config: ConfigNode, *, seed: int, tokenizer: Any = None) -> ModelBuild:
-    """Load or initialise the model of the ``model`` section and apply the edits that the YAML asks for, in order."""
+def build_model(
+    config: ConfigNode, *, seed: int, tokenizer: Any = None, device: torch.device | None = None
+) -> ModelBuild:
+    """Load or initialise the model of the ``model`` section and apply the edits that the YAML asks for, in order.
+
+    Args:
+        device: where a quantised base is loaded to; other models are moved by the parallel layout.
+    """
     torch.manual_seed(seed)
-    built = ModelBuild(build(config.model, tokenizer=tokenizer))
+    built = ModelBuild(build(config.model, quantized_loading(config, device), tokenizer=tokenizer))
     _freeze(built, config)
     _apply_qat(built, config)
     _apply_lora(built, config, seed)
     _prepare_vision(built)
     _apply_kernels(built, config)
+    apply_fp8_section(built, config)
     _apply_transforms(built, config)
     apply_mixed_precision(config, built.model)
     return built
@@ -69,7 +85,8 @@ def _apply_lora(built: ModelBuild, config: ConfigNode, seed: int) -> None:
     from automodel_core.peft import apply_lora, init_lora
 
     built.peft = section.instantiate()
-    built.reports.append(apply_lora(built.model, built.peft))
+    # What use_triton asks for is done with the other kernels: a model is patched once.
+    built.reports.append(apply_lora(built.model, built.peft, triton_rule=lambda model: None))
     init_lora(built.model, seed)
 
 
@@ -86,11 +103,17 @@ def _prepare_vision(built: ModelBuild) -> None:
 
 def _apply_kernels(built: ModelBuild, config: ConfigNode) -> None:
     section = config.get("kernels")
-    if section is None:
+    wants_lora = config.get("peft.use_triton", False)
+    if section is None and not wants_lora:
         return
     from automodel_kernels import patch_model_with_kernel_optimizations
+    from automodel_kernels.patch.rules import DEFAULT_OPS
 
-    built.reports.append(patch_model_with_kernel_optimizations(built.model, **plain(section)))
+    keys = plain(section)
+    if wants_lora:
+        ops = keys.get("ops", DEFAULT_OPS if section is not None else ())
+        keys["ops"] = tuple(dict.fromkeys([*([ops] if isinstance(ops, str) else ops), "lora"]))
+    built.reports.append(patch_model_with_kernel_optimizations(built.model, **keys))
 
 
 def _apply_transforms(built: ModelBuild, config: ConfigNode) -> None:

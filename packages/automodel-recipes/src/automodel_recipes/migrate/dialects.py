@@ -54,9 +54,6 @@ def _finish(result: Draft, source: Draft) -> None:
         result.add("peft.dropout_position", "pre", where)  # where the peft library drops
     if find(result.root, "optimizer") is not None:
         result.add("optimizer._target_", "torch.optim.AdamW", where)
-    quantized = result.table("model.quantization_config")
-    if quantized is not None:
-        result.add("model.quantization_config._target_", "transformers.BitsAndBytesConfig", quantized.source)
 
 
 _HIERARCHICAL_KEYS = {
@@ -181,8 +178,8 @@ _HF_TRAINER = {
     "output_dir": To("checkpoint.checkpoint_dir"),
     "save_total_limit": To("checkpoint.max_recent_checkpoints"),
     "attn_implementation": To("model.attn_implementation"),
-    "load_in_4bit": To("model.quantization_config.load_in_4bit"),
-    "load_in_8bit": To("model.quantization_config.load_in_8bit"),
+    "load_in_4bit": To("quantization.load_in_4bit"),
+    "load_in_8bit": To("quantization.load_in_8bit"),
 }
 _HF_IGNORED = {
     "bf16": _PRECISION,

@@ -30,6 +30,7 @@ def from_nemo(source: Draft) -> Draft:
     _parallel(source)
     _values(source)
     _fp8(source)
+    _quantization(source)
     _compile(source)
     _qat(source)
     _targets(source)
@@ -89,27 +90,36 @@ def _values(draft: Draft) -> None:
         draft.replace("packed_sequence.strategy", _PACKINGS[strategy], f"{strategy} is {_PACKINGS[strategy]} here")
     if draft.get("checkpoint.best_metric_key") == "default":
         draft.replace("checkpoint.best_metric_key", "val", "the unnamed validation set is val")
-    quantization = draft.table("model.quantization_config")
-    if quantization is not None and "_target_" not in quantization.entries:
-        draft.add("model.quantization_config._target_", "transformers.BitsAndBytesConfig", quantization.source)
     sizes = draft.get("model.sdpa_method")
     if isinstance(sizes, Sequence) and not sizes.items:
         draft.drop("model.sdpa_method", "an empty list chooses nothing")
 
 
 def _fp8(draft: Draft) -> None:
-    """The section becomes a transform; switched off it goes."""
+    """Our section holds their keys; under LoRA it can only store the frozen base, row by row."""
     section = draft.table("fp8")
     if section is None:
         return
+    draft.drop("fp8._target_", "the section is keys only here")
     if draft.get("fp8.enabled") is False:
         draft.drop("fp8", "it is switched off")
+    elif find(draft.root, "peft") is not None and draft.get("fp8.recipe_name") != "rowwise":
+        draft.drop("fp8.emulate", "FP8 products of a frozen base run on every device")
+        draft.add("fp8.recipe_name", "tensorwise", section.source)
+        draft.replace("fp8.recipe_name", "rowwise", "under LoRA the frozen base is stored with a scale for every row")
+
+
+def _quantization(draft: Draft) -> None:
+    if draft.table("quantization") is None:
         return
-    draft.drop("fp8._target_", "the transform names the configuration's class")
-    fields = {key: entry.value for key, entry in section.entries.items()}
-    draft.replace("fp8", [{"_target_": "automodel_kernels.apply_fp8", "config": {"_target_": "fp8", **fields}}], "list")
-    draft.notes.pop()
-    draft.move("fp8", "transforms", "automodel_kernels.apply_fp8")
+    draft.drop("quantization._target_", "the section is keys only here")
+    if not any(draft.get(f"quantization.{bits}") is True for bits in ("load_in_4bit", "load_in_8bit")):
+        draft.drop("quantization", "it is switched off")
+        return
+    for key in ("bnb_4bit_compute_dtype", "bnb_4bit_quant_storage"):
+        dtype = draft.get(f"quantization.{key}")
+        if isinstance(dtype, str) and dtype.startswith("torch."):
+            draft.replace(f"quantization.{key}", dtype.removeprefix("torch."), "dtypes go by their plain names")
 
 
 def _compile(draft: Draft) -> None:
@@ -120,8 +130,6 @@ def _compile(draft: Draft) -> None:
     if draft.get("compile.enabled") in (False, None):
         draft.drop("compile", "it is switched off")
         return
-    draft.drop("compile.enabled", "the section's presence says so")
-    draft.move("compile", "distributed.compile", "blocks are compiled by the parallel layer")
 
 
 def _qat(draft: Draft) -> None:

@@ -51,7 +51,6 @@ RECIPES = {
 MOVED = {
     "step_scheduler.log_remote_every_steps": "step_scheduler.log_every_steps",
     "model.torch_dtype": "model.dtype",
-    "quantization": "model.quantization_config",
     "packed_sequence.packing_strategy": "packed_sequence.strategy",
     "distributed.defer_fsdp_grad_sync": "distributed.defer_gradient_sync",
     "distributed.fsdp2_forward_prefetch_depth": "distributed.forward_prefetch",

@@ -1,12 +1,39 @@
-"""Bind what source does not explain: import the targets and compare keywords with real signatures."""
+"""Decide what source does not tell: import targets, and let classes of settings judge their values."""
+
+import dataclasses
+import importlib
+import inspect
 
 from automodel_core.config import ConfigError, ConfigNode
 from automodel_core.config.instantiate import TARGET, keyword_problems, resolve
 from automodel_core.config.tree import Table, find
-from automodel_recipes.schema import DEFAULT_RECIPE
-from automodel_recipes.validation.foreign import section_at
+from automodel_recipes.schema import DEFAULT_RECIPE, RECIPES
+from automodel_recipes.validation.foreign import section_at, table_of
 from automodel_recipes.validation.report import Report
 from automodel_recipes.validation.sections import taken_signature
+
+
+def construct_settings(config: ConfigNode, report: Report) -> None:
+    """Make the settings object of each section that is nothing but one; what its class refuses is a problem there.
+
+    Sections in which a problem was found already are left out.
+    """
+    recipe = config.get("recipe", DEFAULT_RECIPE)
+    wrong = {problem.path.partition(".")[0] for problem in report.problems}
+    for name, section in RECIPES.get(table_of(recipe) or "", {}).items():
+        keys = config.get(name)
+        if not isinstance(keys, ConfigNode) or name in wrong or len(section.takes) != 1 or section.keys:
+            continue
+        module, _, attribute = section.takes[0].partition(":")
+        settings = getattr(importlib.import_module(module), attribute)
+        if not inspect.isclass(settings) or not dataclasses.is_dataclass(settings) or section.runtime:
+            continue
+        try:
+            settings(**keys.to_dict())
+        except ConfigError as error:
+            report.problems += error.problems
+        except ValueError as error:
+            report.add(config.source(name), name, str(error))
 
 
 def bind_deferred(config: ConfigNode, report: Report) -> None:

@@ -61,6 +61,59 @@ def _triton_is_there(config: ConfigNode, report: Report, nproc_per_node: int) ->
         report.add(config.source("peft.use_triton"), "peft.use_triton", message)
 
 
+def _quantized_base_is_loadable(config: ConfigNode, report: Report, nproc_per_node: int) -> None:
+    if config.get("quantization") is None:
+        return
+    path, source = "quantization", config.source("quantization")
+    chosen = [bits for bits in ("load_in_4bit", "load_in_8bit") if config.get(f"quantization.{bits}") is True]
+    if len(chosen) != 1:
+        report.add(source, path, "needs load_in_4bit: true or load_in_8bit: true, one of the two; or remove it")
+    if config.get("peft") is None:
+        report.add(source, path, "codes cannot be trained; add a `peft:` section for adapters on top, or remove it")
+    if config.get("model.quantization_config") is not None:
+        report.add(source, path, "stands beside model.quantization_config, which says the same; remove one of the two")
+    if not str(config.get("model._target_", "")).endswith(".from_pretrained"):
+        report.add(
+            source, path, "quantises weights as they are loaded; it needs a model._target_ ending .from_pretrained"
+        )
+    for package in ("bitsandbytes", "accelerate"):
+        if importlib.util.find_spec(package) is None:
+            message = f"needs {package}, which is not installed; pip install 'automodel-core[bitsandbytes]'"
+            report.add(source, path, message)
+
+
+def _fp8_fits(config: ConfigNode, report: Report, nproc_per_node: int) -> None:
+    if config.get("fp8") is None or config.get("fp8.enabled") is False:
+        return
+    source = config.source("fp8")
+    if config.get("peft") is not None:
+        if config.get("fp8.recipe_name") != "rowwise":
+            message = (
+                "under LoRA the frozen base is stored in FP8 with a scale for every row; write recipe_name: rowwise"
+            )
+            report.add(source, "fp8", message)
+        if config.get("fp8.emulate") is True:
+            message = "has no effect under LoRA, where FP8 products run on every device; remove it"
+            report.add(config.source("fp8.emulate"), "fp8.emulate", message)
+        if config.get("quantization") is not None:
+            report.add(
+                source, "fp8", "stands beside quantization, and a base is stored in one form; remove one of the two"
+            )
+    elif importlib.util.find_spec("torchao") is None:
+        report.add(source, "fp8", "needs torchao, which is not installed; pip install 'automodel-kernels[ao]'")
+    if config.get("fp8.enable_fsdp_float8_all_gather") is True and config.get("distributed.strategy") != "fsdp2":
+        path = "fp8.enable_fsdp_float8_all_gather"
+        report.add(
+            config.source(path), path, "needs distributed.strategy: fsdp2, whose gathers it narrows; or remove it"
+        )
+
+
+def _compiled_once(config: ConfigNode, report: Report, nproc_per_node: int) -> None:
+    if config.get("compile") is not None and config.get("distributed.compile") is not None:
+        message = "stands beside distributed.compile, which says the same; remove one of the two"
+        report.add(config.source("compile"), "compile", message)
+
+
 def _heads_divide(config: ConfigNode, report: Report, nproc_per_node: int) -> None:
     tp_size = _number(config, "distributed.tp_size")
     facts = model_facts(config)
@@ -109,6 +162,9 @@ RULES: tuple[Rule, ...] = (
     _batch_divides,
     _packing_isolates,
     _triton_is_there,
+    _quantized_base_is_loadable,
+    _fp8_fits,
+    _compiled_once,
     _heads_divide,
     _schedule_fits,
     _seed_once,

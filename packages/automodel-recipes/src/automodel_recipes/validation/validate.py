@@ -4,7 +4,7 @@ from automodel_core.config import ConfigError, ConfigNode
 from automodel_core.config.suggest import did_you_mean
 from automodel_core.config.tree import Leaf, walk
 from automodel_recipes.schema import DEFAULT_RECIPE, RECIPES
-from automodel_recipes.validation.deep import bind_deferred
+from automodel_recipes.validation.deep import bind_deferred, construct_settings
 from automodel_recipes.validation.files import check_files
 from automodel_recipes.validation.foreign import is_registered
 from automodel_recipes.validation.report import Report
@@ -36,6 +36,7 @@ def validate(config: ConfigNode, *, deep: bool = False, nproc_per_node: int = 1)
     check_rules(config, report, nproc_per_node=nproc_per_node)
     if deep:
         bind_deferred(config, report)
+        construct_settings(config, report)
     report.sort()
     return report
 
