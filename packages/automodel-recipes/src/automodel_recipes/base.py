@@ -22,6 +22,7 @@ from automodel_recipes.checkpointing import RunCheckpointer, claim_directory, re
 from automodel_recipes.evaluate import EvalMetrics, evaluate_loss
 from automodel_recipes.interrupt import GO_ON, SAVE, StopAgreed, StopRequest
 from automodel_recipes.loggers.console import Console
+from automodel_recipes.loggers.trackers import require_trackers
 from automodel_recipes.loop import TrainSummary, train_loop
 from automodel_recipes.options import TrainOptions
 from automodel_recipes.records import RunRecords
@@ -67,6 +68,7 @@ class BaseRecipe:
 
     def build_environment(self) -> None:
         """Process group, device, parallel layout, seeds, console."""
+        require_trackers(self.config)
         joined = torch.distributed.is_initialized()
         self.dist_info = build_dist_info(self.config)
         self.parallel = build_parallel(self.config, self.dist_info)
