@@ -94,6 +94,7 @@ def full_config(tiny_config, tmp_path):
     tiny_config["distributed"] = {"strategy": "ddp"}
     tiny_config["evaluation"] = {"exact_match": True, "max_new_tokens": 2, "num_rows": 2, "num_samples": 1}
     tiny_config["checkpoint"] = {"enabled": True, "checkpoint_dir": str(tmp_path / "out"), "max_recent_checkpoints": 1}
+    tiny_config["profiler"] = {"enabled": True, "ranks": [0], "start_step": 9}
     tiny_config |= {name: keys for name, keys in trackers(tmp_path).items() if find_spec(name)}
     return tiny_config
 

@@ -25,6 +25,7 @@ from automodel_recipes.loggers.console import Console
 from automodel_recipes.loggers.trackers import require_trackers
 from automodel_recipes.loop import TrainSummary, train_loop
 from automodel_recipes.options import TrainOptions
+from automodel_recipes.profiling import build_profiler
 from automodel_recipes.records import RunRecords
 from automodel_recipes.run_dir import choose_run_directory, default_run_path
 
@@ -62,6 +63,7 @@ class BaseRecipe:
         self.build_model()
         self.build_data()
         self.build_optimization()
+        self.profiler = build_profiler(self.config, self.run_dir.path / "profile", self.device, rank=self.parallel.rank)
         self.records = RunRecords(self)
         self.checkpointer = RunCheckpointer(self)
         self.checkpointer.resume()
@@ -204,6 +206,7 @@ class BaseRecipe:
                 self.checkpointer.close()
         finally:
             if hasattr(self, "records"):
+                self.profiler.close()
                 self.records.close()
             if hasattr(self, "run_dir"):
                 release_directory(self)

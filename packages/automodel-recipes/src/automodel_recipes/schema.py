@@ -259,6 +259,15 @@ _LLM["monitoring"] = Section(
     },
 )
 
+_LLM["profiler"] = Section(
+    "Record a few steps with torch's profiler, into RUN/profile.",
+    keys={
+        "enabled": _flag("Whether to record; true."),
+        "ranks": Key({"type": "array", "items": {"type": "integer", "minimum": 0}}, "Ranks that record; [0]."),
+    },
+    takes=("automodel_recipes.profiling:StepProfiler",),
+    runtime=("directory", "device", "rank"),
+)
 _LLM["wandb"] = Section(
     "Log to Weights & Biases; without a key the run is written offline.",
     keys={
