@@ -24,6 +24,7 @@ LAYOUTS: dict[int, dict[str, dict[str, Any]]] = {
         "EP": {"ep_size": 2},
         "PP": {"pp_size": 2},
         "PP interleaved": {"pp_size": 2, "pp_schedule": "interleaved1f1b", "stages_per_rank": 2},
+        "PP zero bubble": {"pp_size": 2, "pp_schedule": "zero_bubble", "stages_per_rank": 2},
     },
     4: {
         "HSDP": {"dp_replicate_size": 2},
@@ -130,7 +131,12 @@ def train_plain(cell: Cell) -> Trained:
 
 
 def train_parallel(cell: Cell, info: Any) -> Trained:
-    """The same training under the cell's layout, as a recipe does it."""
+    """The same training under the cell's layout and with its fault, as a recipe does it."""
+    with mutated(cell.mutation):
+        return _train_parallel(cell, info)
+
+
+def _train_parallel(cell: Cell, info: Any) -> Trained:
     from automodel_parallel import build_manager
 
     settings = {"strategy": "fsdp2", **LAYOUTS[cell.world_size][cell.layout]}
@@ -141,7 +147,7 @@ def train_parallel(cell: Cell, info: Any) -> Trained:
     run.before = weights_of(plain)
     optimizer = optimizer_for(plain, cell.optimizer)
     for rows in parity_models.windows(cell.model, packed=cell.packed):
-        loss, norm = _step(context, model, rows, sequence_multiple=2 if "SP" in cell.layout else 1)
+        loss, norm = _step(context, model, rows)
         run.losses.append(loss)
         run.norms.append(norm)
         optimizer.step()
@@ -150,18 +156,16 @@ def train_parallel(cell: Cell, info: Any) -> Trained:
     return run
 
 
-def _step(
-    context: Any, model: nn.Module, rows: list[dict[str, Tensor]], *, sequence_multiple: int
-) -> tuple[float, float]:
+def _step(context: Any, model: nn.Module, rows: list[dict[str, Tensor]]) -> tuple[float, float]:
     from automodel_core.loss import MaskedCrossEntropy, forward_loss
 
     share = len(rows) // context.dp_size
     mine = rows[context.dp_rank * share : (context.dp_rank + 1) * share]
-    batches = [parity_models.collate(mine[i::2], multiple=sequence_multiple) for i in range(2)]
+    batches = [parity_models.collate(mine[i::2]) for i in range(2)]
     count = context.sum_over_data(sum((batch["shift_labels"] != -100).sum() for batch in batches))
     loss_fn = MaskedCrossEntropy()
     if context.pipeline is not None:
-        total = context.pipeline.step(batches, loss_fn, count)
+        total = context.pipeline.step(batches, loss_fn, count).sum()
     else:
         total = torch.zeros(())
         for i, batch in enumerate(batches):
@@ -187,13 +191,13 @@ def weights_of(model: nn.Module) -> dict[str, Tensor]:
 def mutated(name: str | None) -> Any:
     """Break the ranks on purpose."""
     from automodel_parallel import context as context_module
-    from automodel_parallel import fsdp2
+    from automodel_parallel import sharding
 
-    saved = (fsdp2.sum_instead_of_mean, context_module.clip_grad_norm, context_module.ParallelContext.sum_over_data)
+    saved = (sharding.sum_instead_of_mean, context_module.clip_grad_norm, context_module.ParallelContext.sum_over_data)
     original_clip = context_module.clip_grad_norm
     try:
         if name == "mean instead of sum":
-            fsdp2.sum_instead_of_mean = lambda model: None
+            sharding.sum_instead_of_mean = lambda model: None
         elif name == "skipped clip":
             context_module.clip_grad_norm = lambda parameters, max_norm, **rest: original_clip(parameters, None, **rest)
         elif name == "tokens of one rank uncounted":
@@ -204,7 +208,9 @@ def mutated(name: str | None) -> Any:
             raise ValueError(name)
         yield
     finally:
-        fsdp2.sum_instead_of_mean, context_module.clip_grad_norm, context_module.ParallelContext.sum_over_data = saved
+        sharding.sum_instead_of_mean, context_module.clip_grad_norm, context_module.ParallelContext.sum_over_data = (
+            saved
+        )
 
 
 @dataclass(frozen=True)

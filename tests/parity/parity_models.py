@@ -94,10 +94,9 @@ def _row(name: str, index: int, packed: bool, generator: torch.Generator) -> dic
     return row
 
 
-def collate(rows: list[dict[str, Tensor]], *, multiple: int = 1) -> dict[str, Tensor]:
-    """Pad on the right to the longest row, up to a multiple; labels are shifted."""
+def collate(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Pad on the right to the longest row; labels are shifted."""
     longest = max(row["input_ids"].numel() for row in rows)
-    longest += -longest % multiple
     batch = {"input_ids": torch.zeros(len(rows), longest, dtype=torch.long)}
     batch["shift_labels"] = torch.full((len(rows), longest), -100)
     packed = "position_ids" in rows[0]

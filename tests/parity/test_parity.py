@@ -9,9 +9,10 @@ from __future__ import annotations
 import functools
 
 import pytest
-from parity_cells import LAYOUTS, Cell, Residuals, Trained, applies, compare, train_plain
+from parity_cells import LAYOUTS, Cell, Residuals, Trained, applies, compare, train_parallel, train_plain
 from parity_models import MODELS
-from parity_ranks import run_cells
+
+from rank_group import run_in_group
 
 MUTATIONS = ("mean instead of sum", "tokens of one rank uncounted", "skipped clip")
 
@@ -34,7 +35,7 @@ def _reference(model: str, lora: bool, optimizer: str, packed: bool) -> Trained:
 
 def check(cells: list[Cell], capsys) -> None:
     rows: list[tuple[Cell, Residuals]] = []
-    for cell, outcome in run_cells(cells[0].world_size, cells):
+    for cell, outcome in run_in_group(cells[0].world_size, train_parallel, cells):
         if isinstance(outcome, str):
             pytest.fail(f"{cell.label}\n{outcome}")
         rows.append((cell, compare(_reference(cell.model, cell.lora, cell.optimizer, cell.packed), outcome)))
@@ -56,7 +57,7 @@ def test_quick(capsys) -> None:
 @pytest.mark.parametrize("mutation", MUTATIONS)
 def test_broken_reductions_are_noticed(mutation: str) -> None:
     cell = Cell(2, "FSDP2", "llama", False, mutation=mutation)
-    [(_, ranks)] = list(run_cells(2, [cell]))
+    [(_, ranks)] = list(run_in_group(2, train_parallel, [cell]))
     assert not isinstance(ranks, str), ranks
     residuals = compare(_reference("llama", False, "sgd", False), ranks)
     assert residuals.problem

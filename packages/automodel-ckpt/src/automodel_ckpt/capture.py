@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -27,6 +27,8 @@ class Captured:
     tree: Any = None
     aliases: dict[str, str] = field(default_factory=dict)
     frozen: dict[str, tuple[int, ...]] | None = None
+    joined: bool = False
+    """Ranks may hold different parts of ``tree``, as the optimizers of pipeline stages do: all are stored."""
 
 
 def capture(
@@ -53,7 +55,7 @@ def capture(
         if isinstance(value, nn.Module):
             sections[section] = _capture_module(section, value, keep, trainable_only)
         elif isinstance(value, Optimizer):
-            sections[section] = _captured_tree(optimizer_tree(value, names), section)
+            sections[section] = replace(_captured_tree(optimizer_tree(value, names), section), joined=True)
         else:
             path = f"{rank:05d}" if section == PER_RANK else section
             sections[section] = _captured_tree(plain_state(value), path)

@@ -13,9 +13,9 @@ from automodel_ckpt.boxes import Box, whole
 from automodel_ckpt.directory import Directory, check_sizes, locate, read_manifest
 from automodel_ckpt.dtypes import dtype_of
 from automodel_ckpt.errors import CheckpointNotFound
-from automodel_ckpt.loading import _read_tree
 from automodel_ckpt.manifest import Section, TensorRecord
 from automodel_ckpt.reader import read_file, targets_for
+from automodel_ckpt.section_tree import read_section_tree
 from automodel_ckpt.tree import decode, tensor_names
 
 
@@ -74,9 +74,8 @@ class Contents:
 
     def state(self, section: str, rank: int = 0) -> Any:
         """A section of plain state, decoded (of per-rank state, that of ``rank``)."""
-        stored = self.section(section)
-        key = "" if "" in stored.tree else str(rank)
-        if key not in stored.tree:
+        self.section(section)
+        tree = read_section_tree(self.directory, self.name, self.manifest, section, rank)
+        if tree is None:
             raise CheckpointNotFound(f"section {section!r} has no plain state for rank {rank}.")
-        tree = _read_tree(self.directory, self.name, self.manifest, stored.tree[key])
         return decode(tree, {name: self.tensor(section, name) for name in tensor_names(tree)})

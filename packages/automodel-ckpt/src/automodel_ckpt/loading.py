@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import time
@@ -22,10 +21,9 @@ from automodel_ckpt.errors import CorruptCheckpoint, LoadFailed, StateMismatch
 from automodel_ckpt.manifest import Manifest
 from automodel_ckpt.reader import Target, read_file, targets_for
 from automodel_ckpt.restore import Restore, plan_restore
-from automodel_ckpt.writer import record_of
+from automodel_ckpt.section_tree import read_section_tree
 
 logger = logging.getLogger(__name__)
-_MAX_TREE_BYTES = 1 << 31
 _MAX_LISTED = 12
 
 
@@ -142,13 +140,13 @@ def _load_one(
     plans: dict[str, Restore] = {}
     manifests: list[Manifest] = []
 
-    def check() -> None:
+    def check() -> dict[str, list[str]]:
         manifest = read_manifest(directory, name)
         if verify != "none":
             check_sizes(directory, name, manifest)
         manifests.append(manifest)
         plans.update(_plan(directory, name, manifest, state, coordinator.rank, notes, rename, cast))
-        _refuse_differences(plans, strict, str(directory.path(name)))
+        return _problems(plans)
 
     def read() -> int:
         with directory.reading(name):
@@ -158,7 +156,8 @@ def _load_one(
                 plans[section].finish()
         return total
 
-    coordinator.ballot(title, check, lambda _: None, failure=LoadFailed)
+    found = coordinator.ballot(title, check, _join_problems, failure=LoadFailed)
+    _refuse_differences(found, strict, str(directory.path(name)))
     total = coordinator.ballot(title, read, sum, failure=LoadFailed)
     manifest = manifests[0]
     return LoadReport(
@@ -167,7 +166,7 @@ def _load_one(
         metrics=manifest.metrics,
         info=manifest.info,
         missing=tuple(m for plan in plans.values() for m in plan.missing),
-        unexpected=tuple(u for plan in plans.values() for u in plan.unexpected),
+        unexpected=tuple(found["unexpected"]),
         resharded=_count_resharded(manifest, plans),
         world_size=manifest.world_size,
         notes=tuple(notes),
@@ -193,32 +192,47 @@ def _plan(
             have = ", ".join(sorted(manifest.sections))
             plans[section] = Restore(missing=[f"section {section!r} (the checkpoint has {have})"])
             continue
-        key = str(rank) if section == PER_RANK else ""
-        if section == PER_RANK and key not in stored.tree:
+        if section == PER_RANK and str(rank) not in stored.tree:
             notes.append(
                 f"state of rank {rank} is not in the checkpoint, which {manifest.world_size} ranks wrote; "
                 "this rank keeps its own"
             )
             continue
-        tree = _read_tree(directory, name, manifest, stored.tree[key]) if key in stored.tree else None
+        tree = read_section_tree(directory, name, manifest, section, rank)
         plans[section] = plan_restore(section, value, stored, tree, state, rename=rename, cast=cast)
     return plans
 
 
-def _read_tree(directory: Directory, name: str, manifest: Manifest, file: str) -> Any:
-    data = directory.read(f"{name}/{file}", limit=_MAX_TREE_BYTES)
-    if record_of(data) != manifest.files[file]:
-        raise CorruptCheckpoint(
-            f"{directory.path(name)}: file {file!r} is not what was written. Use an older checkpoint.", file=file
-        )
-    return json.loads(data)
+def _problems(plans: dict[str, Restore]) -> dict[str, list[str]]:
+    """What is in the way on this rank, as JSON. Only what has no place on *any* rank is left of the last two."""
+    return {
+        "differences": [problem for plan in plans.values() for problem in plan.differences],
+        "missing": [name for plan in plans.values() for name in plan.missing],
+        "unplaced": [problem for plan in plans.values() for problem in plan.unplaced],
+        "unexpected": [name for plan in plans.values() for name in plan.unexpected],
+    }
 
 
-def _refuse_differences(plans: dict[str, Restore], strict: bool, where: str) -> None:
-    problems = [problem for plan in plans.values() for problem in plan.differences]
+def _join_problems(found: list[dict[str, list[str]]]) -> dict[str, list[str]]:
+    """Ranks of a pipeline hold parts of the model: each lacks what others have."""
+    joined: dict[str, list[str]] = {}
+    for kind in ("differences", "missing"):
+        holders: dict[str, list[int]] = defaultdict(list)
+        for rank, own in enumerate(found):
+            for problem in own[kind]:
+                holders[problem].append(rank)
+        joined[kind] = [p if len(held) == len(found) else f"rank {held[0]}: {p}" for p, held in holders.items()]
+    for kind in ("unplaced", "unexpected"):
+        everywhere = set(found[0][kind]).intersection(*(own[kind] for own in found[1:]))
+        joined[kind] = [problem for problem in found[0][kind] if problem in everywhere]
+    return joined
+
+
+def _refuse_differences(found: dict[str, list[str]], strict: bool, where: str) -> None:
+    problems = found["differences"] + found["unplaced"]
     if strict:
-        problems += [f"{name}: absent from the checkpoint" for plan in plans.values() for name in plan.missing]
-        problems += [f"{name}: in the checkpoint, not here" for plan in plans.values() for name in plan.unexpected]
+        problems += [f"{name}: absent from the checkpoint" for name in found["missing"]]
+        problems += [f"{name}: in the checkpoint, not here" for name in found["unexpected"]]
     if problems:
         listed = "; ".join(problems[:_MAX_LISTED])
         more = f"; and {len(problems) - _MAX_LISTED} more" if len(problems) > _MAX_LISTED else ""

@@ -43,19 +43,28 @@ def settings_by_parameter(groups: list[dict]) -> dict[str, dict[str, Any]]:
     return {name: group["settings"] for group in groups for name in group["params"]}
 
 
-def group_differences(optimizer: Optimizer, groups: list[dict], names: Mapping[int, str]) -> list[str]:
-    """Why the stored groups cannot be given to this optimizer; empty when they can."""
+def group_differences(
+    optimizer: Optimizer, groups: list[dict], names: Mapping[int, str]
+) -> tuple[list[str], list[str]]:
+    """Why the stored groups cannot be given to this optimizer; then what they train and this one does not."""
     stored = settings_by_parameter(groups)
     live = {_name(p, names): i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
     problems = [f"the optimizer trains {name}, the checkpoint has no state for it" for name in live.keys() - stored]
-    problems += [f"the checkpoint trains {name}, the optimizer does not" for name in stored.keys() - live]
+    unplaced = [f"the checkpoint trains {name}, the optimizer does not" for name in sorted(stored.keys() - live)]
     if problems:
-        return sorted(problems)
+        return sorted(problems), unplaced
     for index, group in enumerate(optimizer.param_groups):
         settings = [stored[_name(p, names)] for p in group["params"]]
         if any(repr(s) != repr(settings[0]) for s in settings):
             problems.append(f"parameters of group {index} had different settings in the checkpoint")
-    return problems
+    return problems, unplaced
+
+
+def own_part(optimizer: Optimizer, tree: dict[str, Any], names: Mapping[int, str]) -> dict[str, Any]:
+    """The part of a stored tree that speaks of this optimizer's parameters."""
+    live = {_name(p, names) for group in optimizer.param_groups for p in group["params"]}
+    groups = [{**group, "params": [name for name in group["params"] if name in live]} for group in tree["groups"]]
+    return {"state": {name: values for name, values in tree["state"].items() if name in live}, "groups": groups}
 
 
 def allocate_state(

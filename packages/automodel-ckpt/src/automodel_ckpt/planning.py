@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from typing import Any
+from typing import Any, TypedDict
 
 import xxhash
 from torch import Tensor
@@ -14,8 +14,14 @@ from automodel_ckpt.capture import PER_RANK, Captured
 from automodel_ckpt.dtypes import ITEM_BYTES, dtype_name
 from automodel_ckpt.errors import SaveFailed
 
-Plan = dict[str, list[list[str]]]
-"""Section -> per rank, the tensors that it writes."""
+
+class Plan(TypedDict):
+    """What each rank writes; plain JSON."""
+
+    tensors: dict[str, list[list[str]]]
+    """Section -> per rank, names of tensors."""
+    trees: dict[str, list[int]]
+    """Section -> ranks that write a tree: rank 0, every rank of per-rank state, or one for each part."""
 
 
 def offer(sections: dict[str, Captured], step: int, *, rank: int) -> dict[str, Any]:
@@ -27,6 +33,7 @@ def offer(sections: dict[str, Captured], step: int, *, rank: int) -> dict[str, A
                 "tensors": [_describe(key, tensor) for key, tensor in section.tensors.items()],
                 # Each rank has its own tree there; elsewhere rank 0 writes the one that all agree on.
                 "tree": None if name == PER_RANK else tree_digest(section.tree),
+                "joined": section.joined,
             }
             for name, section in sections.items()
         },
@@ -49,7 +56,7 @@ def assign(offers: list[dict[str, Any]]) -> Plan:
     Raises: SaveFailed: ranks disagree on the step, the sections, or a tensor's shape or dtype.
     """
     _check_agreement(offers)
-    plan: Plan = {}
+    plan: Plan = {"tensors": {}, "trees": {name: _tree_writers(name, offers) for name in offers[0]["sections"]}}
     load = [0] * len(offers)
     for section in offers[0]["sections"]:
         holders: dict[tuple[str, Box], list[int]] = defaultdict(list)
@@ -59,8 +66,17 @@ def assign(offers: list[dict[str, Any]]) -> Plan:
                 box = Box(tuple(offset), tuple(shape))
                 holders[name, box].append(rank)
                 sizes[name, box] = box.numel * ITEM_BYTES[dtype]
-        plan[section] = _spread(holders, sizes, load)
+        plan["tensors"][section] = _spread(holders, sizes, load)
     return plan
+
+
+def _tree_writers(section: str, offers: list[dict[str, Any]]) -> list[int]:
+    if section == PER_RANK:
+        return list(range(len(offers)))
+    first: dict[str, int] = {}
+    for rank, given in enumerate(offers):
+        first.setdefault(given["sections"][section]["tree"], rank)
+    return sorted(first.values())
 
 
 def _spread(holders: dict[tuple[str, Box], list[int]], sizes: dict[tuple[str, Box], int], load: list[int]) -> list:
@@ -84,7 +100,8 @@ def _check_agreement(offers: list[dict[str, Any]]) -> None:
     if any(n != names[0] for n in names):
         raise SaveFailed(f"ranks save different sections {names}: all must give the same keys.")
     for section in names[0]:
-        if len({given["sections"][section]["tree"] for given in offers}) > 1:
+        given_trees = {given["sections"][section]["tree"] for given in offers}
+        if len(given_trees) > 1 and not offers[0]["sections"][section]["joined"]:
             raise SaveFailed(
                 f"section {section!r} differs between ranks, and only one copy of it is stored. "
                 f"Put what is different on each rank under the key {PER_RANK!r}."

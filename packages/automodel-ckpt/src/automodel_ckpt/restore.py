@@ -15,7 +15,7 @@ from automodel_ckpt.dtypes import dtype_name, dtype_of
 from automodel_ckpt.errors import UnsupportedState
 from automodel_ckpt.manifest import Section
 from automodel_ckpt.model_state import ModelTensors, model_tensors, set_extra_state
-from automodel_ckpt.optimizer_state import allocate_state, apply_groups, group_differences
+from automodel_ckpt.optimizer_state import allocate_state, apply_groups, group_differences, own_part
 from automodel_ckpt.tree import decode, tensor_names
 
 
@@ -29,6 +29,8 @@ class Restore:
     """Wanted here, absent from the checkpoint."""
     unexpected: list[str] = field(default_factory=list)
     """In the checkpoint, with no place here."""
+    unplaced: list[str] = field(default_factory=list)
+    """Left out or trained in the checkpoint, absent here: acceptable where another rank has it."""
     differences: list[str] = field(default_factory=list)
     """Other shape, dtype, tie or setting: never acceptable."""
 
@@ -115,16 +117,17 @@ def _match_frozen(plan: Restore, live: ModelTensors, stored: Section) -> None:
         return
     here = live.frozen or {}
     for name in sorted(stored.frozen.keys() - here.keys()):
-        plan.differences.append(f"{name}: part of the base model that was trained, absent here")
+        plan.unplaced.append(f"{name}: part of the base model that was trained, absent here")
     for name in sorted(here.keys() & stored.frozen.keys()):
         if here[name] != stored.frozen[name]:
             plan.differences.append(f"{name}: base shape {list(stored.frozen[name])} then, {list(here[name])} here")
 
 
 def _plan_optimizer(optimizer: Optimizer, stored: Section, tree: Any, names: dict[int, str]) -> Restore:
-    problems = group_differences(optimizer, tree["groups"], names)
+    problems, unplaced = group_differences(optimizer, tree["groups"], names)
     if problems:
         return Restore(differences=problems)
+    tree = own_part(optimizer, tree, names)
     fresh = allocate_state(optimizer, names, tree["state"], stored.tensors)
     targets: dict[str, list[Tensor]] = {}
     by_name = {names[id(parameter)]: values for parameter, values in fresh.items()}
@@ -144,7 +147,7 @@ def _plan_optimizer(optimizer: Optimizer, stored: Section, tree: Any, names: dic
             del optimizer.state[parameter]
         apply_groups(optimizer, decode(tree["groups"], others), names)
 
-    return Restore(targets=targets, finish=finish)
+    return Restore(targets=targets, finish=finish, unplaced=unplaced)
 
 
 def _plan_plain(section: str, value: Any, stored: Section, tree: Any) -> Restore:

@@ -147,7 +147,7 @@ def _prepare(directory: Directory, step: int, plan: Plan, takeover: bool) -> str
             f"{directory.path(name)} is a complete checkpoint already; a step is saved once. "
             "Resume from it, delete it, or save into another directory."
         )
-    return directory.stage(step, [section for section, writers in plan.items() if any(writers)])
+    return directory.stage(step, [section for section, writers in plan["tensors"].items() if any(writers)])
 
 
 def _write_share(
@@ -186,9 +186,10 @@ def _write_section(
     rank = coordinator.rank
     files: dict[str, list] = {}
     parts: dict[str, Any] = {"tensors": [], "tree": {}}
-    mine = plan[name][rank]
+    shares = plan["tensors"][name]
+    mine = shares[rank]
     if mine:
-        writers = [r for r, names in enumerate(plan[name]) if names]
+        writers = [r for r, names in enumerate(shares) if names]
         file = layout.shard_name(name, writers.index(rank), len(writers))
         local = {key: local_part(section.tensors[key]) for key in mine}
         record, entries = write_tensors(
@@ -202,8 +203,9 @@ def _write_section(
             box = local[entry.name][0]
             shape = list(section.tensors[entry.name].shape)
             parts["tensors"].append([entry.name, entry.dtype, shape, file, entry.start, box.offset, box.shape])
-    if section.tree is not None and (rank == 0 or name == PER_RANK):
-        key, file = (str(rank), f"{name}-{rank:05d}.json") if name == PER_RANK else ("", f"{name}.json")
+    if section.tree is not None and rank in plan["trees"][name]:
+        one = plan["trees"][name] == [0] and name != PER_RANK
+        key, file = ("", f"{name}.json") if one else (str(rank), f"{name}-{rank:05d}.json")
         record = write_bytes(directory, f"{staging}/{file}", json.dumps(section.tree).encode())
         files[file] = [record.bytes, record.blocks]
         parts["tree"][key] = file
@@ -238,9 +240,11 @@ def _join_section(name: str, shares: list[dict[str, Any]]) -> Section:
             described[key] = (dtype, tuple(shape))
             chunks.setdefault(key, []).append(Chunk(file, start, Box(tuple(offset), tuple(size))))
     tensors = {key: TensorRecord(*described[key], tuple(chunks[key])) for key in sorted(chunks)}
-    meta = shares[0]["meta"][name]
-    frozen = None if meta["frozen"] is None else {key: tuple(shape) for key, shape in meta["frozen"].items()}
-    return Section(tensors, tree, meta["aliases"], frozen)
+    # Pipeline stages hold different parameters: what a section has is what any rank has.
+    metas = [share["meta"][name] for share in shares]
+    aliases = {alias: source for meta in metas for alias, source in meta["aliases"].items()}
+    frozen = {key: tuple(shape) for meta in metas for key, shape in (meta["frozen"] or {}).items()}
+    return Section(tensors, tree, aliases, None if metas[0]["frozen"] is None else frozen)
 
 
 def _environment(info: dict[str, Any]) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def assemble(
     wrapped, parallel = context.parallelize(model)
     plain = context.unwrap(wrapped)
     if on_meta:
-        materialize(plain, context.device)
+        materialize(plain, context.parameter_device)
     reports += [step(plain) for step in (load, initialize) if step is not None]
     return Assembly(wrapped, parallel, [report for report in reports if report is not None])
 

@@ -35,6 +35,8 @@ class ParallelContext:
     strategy = "single"
     pipeline: Any = None
     compiler = CompileConfig(enabled=False)
+    batches_per_forward = 1
+    """How many batches of an evaluation go through the model together: more than 1 where stages would idle."""
 
     def __init__(self, info: DistInfo, dims: ParallelDims, meshes: Meshes | None) -> None:
         self.info = info
@@ -96,6 +98,12 @@ class ParallelContext:
         return batch
 
     @contextmanager
+    def whole_sequences(self, model: nn.Module) -> Iterator[None]:
+        """Surround a forward outside training whose sequences are not sharded, such as generation."""
+        del model
+        yield
+
+    @contextmanager
     def gradient_sync(self, model: nn.Module, *, enabled: bool) -> Iterator[None]:
         """Surround forward and backward of one micro-batch; ``enabled`` on the last one of a step."""
         del model, enabled
@@ -112,10 +120,15 @@ class ParallelContext:
             device=self.device,
         )
 
+    @property
+    def parameter_device(self) -> torch.device:
+        """Where parameters and optimizer state live between steps."""
+        return self.device
+
     def _to_device(self, model: nn.Module) -> nn.Module:
         if any(parameter.is_meta for parameter in model.parameters()):
             return model
-        return model.to(self.device)
+        return model.to(self.parameter_device)
 
 
 def _all_reduce(value: Tensor, mesh: DeviceMesh | None) -> Tensor:

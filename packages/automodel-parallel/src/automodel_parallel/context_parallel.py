@@ -7,6 +7,8 @@ batch, since transformers would take a jump in position ids for the start of a d
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +20,7 @@ from transformers import AttentionInterface
 
 from automodel_parallel import collectives
 from automodel_parallel.report import ParallelReport
+from automodel_parallel.sequences import rebuilt_label_index
 
 ATTENTION_NAME = "automodel_context_parallel"
 _SEQUENCE_KEYS = {"input_ids": 0, "shift_labels": -100, "labels": -100, "token_type_ids": 0}
@@ -37,6 +40,8 @@ class ContextParallelState:
     """``[T]``: index of every token of the gathered sequence, in the order in which ranks hold them."""
     document_BT: Tensor | None = field(default=None)
     """``[B, T]``: document of every gathered token; -1 for padding."""
+    own_attention: str = "sdpa"
+    """The attention that the model had, for sequences that are not cut."""
 
     def mask(self, *, sliding_window: int | None) -> Tensor:
         """``[B, 1, T_local, T]`` bool: which keys each of this rank's queries sees."""
@@ -72,6 +77,7 @@ def apply_context_parallel(model: nn.Module, state: ContextParallelState, *, rep
             "cp_size to 1 for models with a vision tower, and use tp_size or sequence_parallel for long inputs."
         )
     AttentionInterface.register(ATTENTION_NAME, context_parallel_attention)
+    state.own_attention = config._attn_implementation or "sdpa"
     model.set_attn_implementation(ATTENTION_NAME)
     layers = [module for module in model.modules() if hasattr(module, "layer_idx") and hasattr(module, "o_proj")]
     layers = layers or [module for module in model.modules() if hasattr(module, "is_causal")]
@@ -81,6 +87,17 @@ def apply_context_parallel(model: nn.Module, state: ContextParallelState, *, rep
         raise ValueError(f"context parallelism found no attention in {type(model).__name__}. Set cp_size to 1.")
     order = "load balanced" if state.load_balanced else "contiguous"
     report.add(f"context parallel: {len(layers)} attention layers over {state.group.size()} ranks, {order}")
+
+
+@contextmanager
+def own_attention(model: nn.Module, state: ContextParallelState) -> Iterator[None]:
+    """Inside, each rank attends within the whole sequences that it is given, by the model's own attention."""
+    unwrapped: Any = model
+    unwrapped.set_attn_implementation(state.own_attention)
+    try:
+        yield
+    finally:
+        unwrapped.set_attn_implementation(ATTENTION_NAME)
 
 
 def shard_sequence(batch: dict[str, Any], state: ContextParallelState) -> dict[str, Any]:
@@ -109,7 +126,7 @@ def shard_sequence(batch: dict[str, Any], state: ContextParallelState) -> dict[s
             local[key] = F.pad(batch[key], (0, padding), value=fill)[:, mine_T]
     local["position_ids"] = position_BT[:, mine_T]
     if "label_index" in batch:
-        local["label_index"] = _label_index(local["shift_labels"], batch["label_index"].numel())
+        local["label_index"] = rebuilt_label_index(local["shift_labels"], batch["label_index"].numel())
     return local
 
 
@@ -185,14 +202,6 @@ def _positions(batch: dict[str, Any]) -> Tensor:
         return batch["position_ids"].expand_as(batch["input_ids"])
     length = batch["input_ids"].shape[1]
     return torch.arange(length, device=batch["input_ids"].device).expand_as(batch["input_ids"])
-
-
-def _label_index(shift_labels: Tensor, size: int) -> Tensor:
-    """Flat positions of the part's labels, padded with an ignored position, of a size known without device sync."""
-    labeled = (shift_labels != -100).flatten()
-    size = min(size, labeled.numel())
-    # Labelled positions first, in order; the filling that follows is ignored ones by construction.
-    return torch.argsort(labeled.logical_not().to(torch.uint8), stable=True)[:size]
 
 
 def _check_batch(batch: dict[str, Any]) -> None:

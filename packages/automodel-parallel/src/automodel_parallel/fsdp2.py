@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 
 from automodel_parallel.activation_checkpoint import ActivationCheckpointing, apply_activation_checkpointing
-from automodel_parallel.blocks import find_blocks
 from automodel_parallel.compile import CompileConfig, compile_blocks
 from automodel_parallel.context import ParallelContext
-from automodel_parallel.context_parallel import ContextParallelState, apply_context_parallel, shard_sequence
+from automodel_parallel.context_parallel import (
+    ContextParallelState,
+    apply_context_parallel,
+    own_attention,
+    shard_sequence,
+)
 from automodel_parallel.expert_parallel import apply_expert_parallel
 from automodel_parallel.init import DistInfo, ensure_process_group
 from automodel_parallel.mesh import Meshes, ParallelDims
-from automodel_parallel.pipeline import SCHEDULES, Pipeline
+from automodel_parallel.pipeline import SCHEDULES, SEVERAL_STAGES, Pipeline
 from automodel_parallel.pipeline_split import StageRange, prune, stage_ranges
 from automodel_parallel.report import ParallelReport
+from automodel_parallel.sequences import pad_sequences
+from automodel_parallel.sharding import apply_fsdp2, parse_mp_policy
 from automodel_parallel.tp import apply_tensor_parallel
 from automodel_parallel.tp.plans import decoder_path
+from automodel_parallel.tp.styles import TensorParallelGroup
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +70,7 @@ class FSDP2Manager:
     pp_size: int | str | None = None
     """Pipeline stages (ranks): each holds a part of the layers. A step's micro-batches flow through them."""
     pp_schedule: str = "1f1b"
-    """``1f1b``, ``gpipe``, or ``interleaved1f1b`` with ``stages_per_rank`` of 2 or more."""
+    """``1f1b`` or ``gpipe``; ``interleaved1f1b`` or ``zero_bubble`` with ``stages_per_rank`` of 2 or more."""
     stages_per_rank: int = 1
     """Stages of each pipeline rank, taken in turns: a smaller bubble for more communication."""
     layers_per_stage: Sequence[int] | None = None
@@ -115,10 +119,16 @@ class FSDP2Manager:
         if self.pp_schedule not in SCHEDULES:
             names = ", ".join(SCHEDULES)
             raise ValueError(f"pp_schedule={self.pp_schedule!r}: it must be one of {names}. Change it.")
-        if (self.stages_per_rank > 1) != (self.pp_schedule == "interleaved1f1b"):
+        if (self.stages_per_rank > 1) != (self.pp_schedule in SEVERAL_STAGES):
             raise ValueError(
                 f"stages_per_rank={self.stages_per_rank} with pp_schedule={self.pp_schedule!r}: several stages per "
-                "rank and interleaved1f1b belong together. Change one of them."
+                f"rank belong to {' and '.join(SEVERAL_STAGES)}, one to the others. Change one of them."
+            )
+        shards = dims.dp * dims.cp
+        if self.pp_schedule == "zero_bubble" and (shards > 1 or CompileConfig.parse(self.compile).enabled):
+            raise ValueError(
+                f"pp_schedule='zero_bubble' with {shards} sharding ranks and compile={self.compile!r}: torch splits "
+                "the backward of whole, eager blocks only. Choose interleaved1f1b, or drop the others."
             )
         if dims.pp > 1 and (dims.cp > 1 or self.sequence_parallel or self.loss_parallel):
             raise ValueError(
@@ -137,6 +147,7 @@ class FSDP2Context(ParallelContext):
         super().__init__(info, dims, meshes)
         self.manager = manager
         self._sequence: ContextParallelState | None = None
+        self._tensor_group: TensorParallelGroup | None = None
         if dims.cp > 1:
             group = meshes.axes["cp"].get_group()
             self._sequence = ContextParallelState(group, load_balanced=manager.cp_load_balanced)
@@ -146,7 +157,7 @@ class FSDP2Context(ParallelContext):
         manager = self.manager
         report = ParallelReport(self.strategy, self.dims.describe())
         if self.dims.tp > 1:
-            apply_tensor_parallel(
+            self._tensor_group = apply_tensor_parallel(
                 model,
                 self.meshes.shard["tp"],
                 tp_plan=manager.tp_plan,
@@ -167,6 +178,7 @@ class FSDP2Context(ParallelContext):
         model = self._to_device(model)
         if ranges:
             self.pipeline = self._build_pipeline(model, ranges)
+            self.batches_per_forward = 2 * self.pipeline.num_stages
         return model, report
 
     def _prune_to_stages(self, model: nn.Module, report: ParallelReport) -> list[StageRange]:
@@ -194,11 +206,31 @@ class FSDP2Context(ParallelContext):
         )
 
     def shard_sequence(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """This rank's part of each sequence; see ``context_parallel.shard_sequence``."""
-        return batch if self._sequence is None else shard_sequence(batch, self._sequence)
+        """This rank's part of each sequence; see ``context_parallel.shard_sequence``.
 
-    def _to_device(self, model: nn.Module) -> nn.Module:
-        return model if self.manager.cpu_offload else super()._to_device(model)
+        Under sequence parallelism, where the model itself cuts sequences, they are filled up to a length that divides.
+        """
+        if self._sequence is not None:
+            return shard_sequence(batch, self._sequence)
+        return pad_sequences(batch, multiple=self.dims.tp) if self.manager.sequence_parallel else batch
+
+    @contextmanager
+    def whole_sequences(self, model: nn.Module) -> Iterator[None]:
+        """Inside, the model takes sequences of any length, whole on each rank, as generation does."""
+        with ExitStack() as stack:
+            if self._sequence is not None:
+                stack.enter_context(own_attention(model, self._sequence))
+            if self._tensor_group is not None:
+                stack.enter_context(self._tensor_group.whole_sequences())
+            if CompileConfig.parse(self.manager.compile).enabled:
+                # Decoding meets a new length at every token: compiling for each would take longer than it runs.
+                stack.enter_context(torch.compiler.set_stance("force_eager"))
+            yield
+
+    @property
+    def parameter_device(self) -> torch.device:
+        """Host memory under ``cpu_offload``, else the device."""
+        return torch.device("cpu") if self.manager.cpu_offload else self.device
 
     @contextmanager
     def gradient_sync(self, model: nn.Module, *, enabled: bool) -> Iterator[None]:
@@ -210,96 +242,3 @@ class FSDP2Context(ParallelContext):
                 model.set_requires_gradient_sync(enabled)
             model.set_is_last_backward(enabled)
         yield
-
-
-def apply_fsdp2(
-    model: nn.Module, mesh: DeviceMesh, *, manager: FSDP2Manager, report: ParallelReport, ignored: set[nn.Parameter]
-) -> None:
-    """``fully_shard`` each block, then the root, all summing over ``dp_shard x cp`` (and over ``dp_replicate``)."""
-    replicas, shards = mesh["dp_replicate"].size(), mesh["dp_shard_cp"].size()
-    policy = parse_mp_policy(manager.mp_policy)
-    if replicas * shards == 1 and policy == MixedPrecisionPolicy() and not manager.cpu_offload:
-        report.add("FSDP2: one data rank, nothing to shard")
-        return
-    sharding: dict[str, Any] = {
-        "mesh": mesh["dp_replicate", "dp_shard_cp"] if replicas > 1 else mesh["dp_shard_cp"],
-        "mp_policy": policy,
-        "ignored_params": ignored or None,
-        "shard_placement_fn": partial(_shard_dim, shards=shards),
-        "offload_policy": CPUOffloadPolicy() if manager.cpu_offload else OffloadPolicy(),
-    }
-    blocks = [block for _, block in find_blocks(model)]
-    for block in blocks:
-        fully_shard(block, reshard_after_forward=manager.reshard_after_forward, **sharding)
-    fully_shard(model, **sharding)
-    sum_instead_of_mean(model)
-    _set_prefetch(blocks, forward=manager.forward_prefetch, backward=manager.backward_prefetch)
-    report.add(f"FSDP2: {len(blocks)} blocks and the root sharded over {shards} ranks, {replicas} replica(s), {policy}")
-
-
-def _shard_dim(parameter: nn.Parameter, *, shards: int) -> Shard | None:
-    """The dimension that FSDP2 cuts: 0, unless tensor ranks cut that one unevenly.
-
-    DTensor cannot place a whole tensor into a dimension that is cut twice with a remainder (a vocabulary of 51 over
-    2 x 2 ranks), so FSDP2 takes dimension 1 there.
-    """
-    if not isinstance(parameter, DTensor) or Shard(0) not in parameter.placements:
-        return None
-    pieces = shards * parameter.device_mesh.size()
-    if parameter.shape[0] % pieces == 0:
-        return None
-    if parameter.ndim < 2 or parameter.shape[1] % shards:
-        raise ValueError(
-            f"a parameter of shape {tuple(parameter.shape)} cannot be spread over {parameter.device_mesh.size()} "
-            f"tensor and {shards} data ranks: dim 0 must divide by {pieces}, or dim 1 by {shards}. Change the sizes."
-        )
-    return Shard(1)
-
-
-def sum_instead_of_mean(model: nn.Module) -> None:
-    """Make every FSDP module sum gradients: the loss is divided by the global count already.
-
-    Set on each module: on the root alone the children go on averaging. The forced SUM keeps the reduction to plain
-    ``ReduceOp.SUM``, since gloo has no PREMUL_SUM.
-    """
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.set_gradient_divide_factor(1.0)
-            module.set_force_sum_reduction_for_comms(True)
-
-
-def parse_mp_policy(policy: MixedPrecisionPolicy | Mapping[str, Any] | None) -> MixedPrecisionPolicy:
-    """A policy from YAML: dtypes by name, as ``bfloat16`` or ``torch.bfloat16``.
-
-    Raises: ValueError: an unknown key, or a name that is no floating dtype.
-    """
-    if policy is None:
-        return MixedPrecisionPolicy()
-    if isinstance(policy, MixedPrecisionPolicy):
-        return policy
-    allowed = ("param_dtype", "reduce_dtype", "output_dtype", "cast_forward_inputs")
-    unknown = sorted(set(policy) - set(allowed))
-    if unknown:
-        raise ValueError(f"mp_policy has unknown key {unknown[0]!r}: allowed are {', '.join(allowed)}. Remove it.")
-    values = {key: _dtype(key, value) if key.endswith("dtype") else value for key, value in policy.items()}
-    return MixedPrecisionPolicy(**values)
-
-
-def _dtype(key: str, value: Any) -> torch.dtype | None:
-    if value is None or isinstance(value, torch.dtype):
-        return value
-    dtype = getattr(torch, str(value).removeprefix("torch."), None)
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise ValueError(
-            f"mp_policy.{key}={value!r}: it must be a floating dtype such as bfloat16 or float32. Change it."
-        )
-    return dtype
-
-
-def _set_prefetch(blocks: list[nn.Module], *, forward: int, backward: int) -> None:
-    for i, block in enumerate(blocks):
-        assert isinstance(block, FSDPModule)
-        if forward:
-            block.set_modules_to_forward_prefetch(blocks[i + 1 : i + 1 + forward])
-        if backward:
-            block.set_modules_to_backward_prefetch(blocks[max(i - backward, 0) : i][::-1])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,14 @@ from automodel_parallel.tp.plans import text_config
 Batch = dict[str, Any]
 LossFn = Callable[[Tensor, Tensor, Any], Tensor]
 
-SCHEDULES = {"gpipe": "GPipe", "1f1b": "1F1B", "interleaved1f1b": "Interleaved1F1B"}
+SCHEDULES = {
+    "gpipe": "GPipe",
+    "1f1b": "1F1B",
+    "interleaved1f1b": "Interleaved1F1B",
+    "zero_bubble": "InterleavedZeroBubble",
+}
+SEVERAL_STAGES = ("interleaved1f1b", "zero_bubble")
+"""Schedules that give each rank several stages."""
 _FILL = {"input_ids": 0, "shift_labels": -100, "attention_mask": 0, "position_ids": 0, "token_type_ids": 0}
 _DROPPED = ("label_index", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx", "sample_ids")
 
@@ -69,17 +77,46 @@ class Pipeline:
             loss_fn: ``loss(logits, shift_labels, num_label_tokens)``, summed over tokens.
             num_label_tokens: label tokens of the global batch.
 
-        Returns: this data rank's loss on the last stage, 0 on the others; detached.
-        Raises: ValueError: a loss on hidden states, or micro-batches that the schedule cannot place.
+        Returns: ``[M]``, this data rank's loss of each micro-batch on the last stage, zeros on the others; detached.
+        Raises: ValueError: a loss on hidden states.
         """
+        check_loss(loss_fn)
         loss = self._run(batches, loss_fn, num_label_tokens, training=True)
         self._sum_tied_gradients()
         return loss
 
     def evaluate(self, batches: Sequence[Batch], loss_fn: LossFn, num_label_tokens: Any) -> Tensor:
         """The loss as ``step`` returns it, without gradients."""
+        check_loss(loss_fn)
         with torch.no_grad():
             return self._run(batches, loss_fn, num_label_tokens, training=False)
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Logits of a batch without labels, ``[B, T, V]``, on every stage; no gradients."""
+        shape = (*batch["input_ids"].shape, self.vocab_size)
+        return self._read(batch, lambda logits: logits.float(), shape, torch.float32)
+
+    def next_tokens(self, batch: Batch, last_B: Tensor) -> Tensor:
+        """The most likely token behind position ``last_B[b]`` of each row, ``[B]`` int64, on every stage."""
+        rows = torch.arange(len(last_B), device=last_B.device)
+        return self._read(batch, lambda logits: logits[rows, last_B].argmax(-1), tuple(last_B.shape), torch.int64)
+
+    def _read(
+        self, batch: Batch, read: Callable[[Tensor], Tensor], shape: tuple[int, ...], dtype: torch.dtype
+    ) -> Tensor:
+        """Run one batch forward and give every stage what ``read`` makes of the last one's logits."""
+        found = torch.empty(shape, dtype=dtype, device=self.device)
+
+        def keep(logits: Tensor, shift_labels: Tensor, num_label_tokens: Any) -> Tensor:
+            found.copy_(read(logits))
+            return logits.new_zeros(())
+
+        labels = torch.full_like(batch["input_ids"], -100)
+        with torch.no_grad():
+            self._run([{**batch, "shift_labels": labels}], keep, 1, training=False)
+        if self.group.size() > 1:
+            dist.broadcast(found, src=dist.get_process_group_ranks(self.group)[-1], group=self.group)
+        return found
 
     def tied_parameters(self) -> dict[nn.Parameter, int]:
         """Parameters that the first and the last stage both hold, with the number of holders."""
@@ -87,14 +124,11 @@ class Pipeline:
         return {} if tied is None else {tied: 2}
 
     def _run(self, batches: Sequence[Batch], loss_fn: LossFn, num_label_tokens: Any, *, training: bool) -> Tensor:
-        if getattr(loss_fn, "takes_hidden_states", False):
-            raise ValueError(
-                f"loss {type(loss_fn).__name__} works on hidden states, but a pipeline hands it logits. Use a loss on "
-                "logits, such as masked_ce, or set pp_size to 1."
-            )
-        padded = pad_to_one_shape(batches)
+        # An incomplete window at the end of an epoch may hold fewer micro-batches than the schedule can place.
+        wanted = num_micro_batches(self.schedule_name, len(batches), self.group.size()) if training else len(batches)
+        padded = pad_to_one_shape([*batches, *[_without_labels(batches[0])] * (wanted - len(batches))])
         self._running = _Running(padded, loss_fn, num_label_tokens)
-        schedule = self._schedule(len(padded), padded[0]["input_ids"].shape)
+        schedule = self._schedule(len(padded), padded[0]["input_ids"].shape, training=training)
         numbers = torch.arange(len(padded))
         losses: list[Tensor] = []
         args = (numbers.to(self.device),) if any(stage.stage.where.is_first for stage in self.stages) else ()
@@ -102,17 +136,20 @@ class Pipeline:
         run = schedule.step if training else schedule.eval
         run(*args, number=numbers, return_outputs=False, **target)
         self._running = _Running([])
-        total = torch.zeros((), device=self.device)
-        return total + sum(loss.detach() for loss in losses)
+        losses = losses[: len(batches)] or [torch.zeros((), device=self.device)] * len(batches)
+        return torch.stack([loss.detach() for loss in losses])
 
-    def _schedule(self, num_micro_batches: int, shape: torch.Size) -> Any:
+    def _schedule(self, num_micro_batches: int, shape: torch.Size, *, training: bool) -> Any:
         # A schedule is bound to its shapes: another sequence length takes another one. Stages and weights stay.
-        if self._built[0] != (num_micro_batches, shape):
+        key = (num_micro_batches, shape, training)
+        if self._built[0] != key:
             kind: Any = get_schedule_class(SCHEDULES[self.schedule_name])
+            single = issubclass(kind, PipelineScheduleSingle)
+            if not training:  # forward alone: the simplest schedules, which place any number of micro-batches
+                kind = get_schedule_class("GPipe" if single else "LoopedBFS")
             stages = [self._torch_stage(stage, shape) for stage in self.stages]
-            only = stages[0] if issubclass(kind, PipelineScheduleSingle) else stages
-            built = kind(only, num_micro_batches, loss_fn=self._loss, scale_grads=False)
-            self._built = ((num_micro_batches, shape), built)
+            built = kind(stages[0] if single else stages, num_micro_batches, loss_fn=self._loss, scale_grads=False)
+            self._built = (key, built)
         return self._built[1]
 
     def _torch_stage(self, stage: _NumberedStage, shape: torch.Size) -> PipelineStage:
@@ -172,12 +209,39 @@ class _NumberedStage(nn.Module):
         super().__init__()
         self.__dict__["stage"], self.__dict__["pipeline"] = stage, pipeline
 
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        """Those of the stage, which it does not own: a zero-bubble schedule takes their gradients apart."""
+        return self.stage.own_parameters()
+
     def forward(self, hidden: Tensor, *, number: Tensor) -> Tensor:
         out = self.stage.run(hidden, self.pipeline.inputs(int(number)))
         if torch.is_grad_enabled() and not out.requires_grad:
             # Nothing in this stage trains: the schedule still sends a gradient back to it.
             out.requires_grad_()
         return out
+
+
+def check_loss(loss_fn: Any) -> None:
+    """Raises: ValueError: a loss on hidden states, which exist on the last stage only inside the model's forward."""
+    if getattr(loss_fn, "takes_hidden_states", False):
+        raise ValueError(
+            f"loss {type(loss_fn).__name__} works on hidden states, but a pipeline hands it logits. Use a loss on "
+            "logits, such as masked_ce, or set pp_size to 1."
+        )
+
+
+def num_micro_batches(schedule: str, at_least: int, num_ranks: int) -> int:
+    """The fewest micro-batches, ``at_least`` so many, that a schedule can place on ``num_ranks``."""
+    if schedule == "gpipe":
+        return at_least
+    if schedule == "1f1b":
+        return max(at_least, num_ranks)
+    # Interleaved schedules work in rounds of about as many micro-batches as ranks, all of one length.
+    return next(n for n in itertools.count(at_least) if n % max(1, n // num_ranks) == 0)
+
+
+def _without_labels(batch: Batch) -> Batch:
+    return {**batch, "shift_labels": torch.full_like(batch["shift_labels"], -100)}
 
 
 def pad_to_one_shape(batches: Sequence[Batch]) -> list[Batch]:

@@ -75,6 +75,17 @@ class Stage(nn.Module):
         ]
         self.__dict__["layers"] = nn.ModuleList(layers)
 
+    def own_parameters(self) -> Iterator[nn.Parameter]:
+        """Parameters that take part in this stage's forward; with several stages in the model, not the others'."""
+        elsewhere = {id(p) for p in self.decoder.layers.parameters()} - {id(p) for p in self.layers.parameters()}
+        embedding = {id(p) for p in self.model.get_input_embeddings().parameters()}
+        head = {id(p) for p in self.model.get_output_embeddings().parameters()}
+        if not self.where.is_first:
+            elsewhere |= embedding - head
+        if not self.where.is_last:
+            elsewhere |= head - embedding
+        return (p for p in self.model.parameters() if id(p) not in elsewhere)
+
     def run(self, hidden: Tensor, batch: dict[str, Tensor]) -> Tensor:
         """Hidden states for the next stage, ``[B, T, H]``, or the last stage's logits.
 
@@ -101,7 +112,8 @@ class Stage(nn.Module):
         head = self.model.get_output_embeddings()
         own_forward = head.__dict__.get("forward")
         if not self.where.is_last:
-            head.forward = lambda hidden: hidden  # the next stage's work
+            # The head is a later stage's work; what the model returns here nobody reads.
+            head.forward = lambda hidden: hidden.new_empty(*hidden.shape[:-1], 0)
         try:
             yield
         finally:

@@ -22,10 +22,8 @@ from automodel_recipes.checkpointing import RunCheckpointer, claim_directory, re
 from automodel_recipes.evaluate import EvalMetrics, evaluate_loss
 from automodel_recipes.interrupt import GO_ON, SAVE, StopAgreed, StopRequest
 from automodel_recipes.loggers.console import Console
-from automodel_recipes.loggers.trackers import require_trackers
 from automodel_recipes.loop import TrainSummary, train_loop
 from automodel_recipes.options import TrainOptions
-from automodel_recipes.profiling import build_profiler
 from automodel_recipes.records import RunRecords
 from automodel_recipes.run_dir import choose_run_directory, default_run_path
 
@@ -63,14 +61,12 @@ class BaseRecipe:
         self.build_model()
         self.build_data()
         self.build_optimization()
-        self.profiler = build_profiler(self.config, self.run_dir.path / "profile", self.device, rank=self.parallel.rank)
         self.records = RunRecords(self)
         self.checkpointer = RunCheckpointer(self)
         self.checkpointer.resume()
 
     def build_environment(self) -> None:
         """Process group, device, parallel layout, seeds, console."""
-        require_trackers(self.config)
         joined = torch.distributed.is_initialized()
         self.dist_info = build_dist_info(self.config)
         self.parallel = build_parallel(self.config, self.dist_info)
@@ -106,6 +102,10 @@ class BaseRecipe:
     def build_model(self) -> None:
         """Base weights, freezing, LoRA, kernels; then the parallel layout."""
         self.built: ModelBuild = build_model(self.config, seed=self.seed, tokenizer=self.tokenizer, device=self.device)
+        if self.built.peft is not None and self.parallel.dims.pp > 1:
+            from automodel_core.peft import adapter_config
+
+            self.built.adapter_config = adapter_config(self.built.model, self.built.peft)
         self.model, report = self.parallel.parallelize(self.built.model)
         self.built.reports.append(report)
         self.neftune = build_neftune(self.config, self.unwrapped(), seed=self.seed + self.parallel.dp_rank)
@@ -176,10 +176,8 @@ class BaseRecipe:
         """Greedy answers to rows of ``eval_rows``; keys are those of ``exact_match.generate_answers``."""
         from automodel_recipes.exact_match import generate_answers
 
-        synced = self.parallel.world_size > 1
-        return generate_answers(
-            self.unwrapped(), self.tokenizer, rows, device=self.device, synced=synced, poll=self.poll_stop, **keys
-        )
+        keys = {"device": self.device, "parallel": self.parallel, "poll": self.poll_stop, **keys}
+        return generate_answers(self.unwrapped(), self.tokenizer, rows, **keys)
 
     def agreed_code(self) -> int:
         """What the ranks agree to do: `GO_ON`, `SAVE`, or stop by a signal, whose number it is. Every rank calls it."""
@@ -206,7 +204,6 @@ class BaseRecipe:
                 self.checkpointer.close()
         finally:
             if hasattr(self, "records"):
-                self.profiler.close()
                 self.records.close()
             if hasattr(self, "run_dir"):
                 release_directory(self)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from automodel_recipes.batches import Batch, to_device
+from automodel_recipes.batches import Batch, batched, to_device
+from automodel_recipes.train_step import forward_only
 
 if TYPE_CHECKING:
     from automodel_recipes.base import BaseRecipe
@@ -55,12 +56,11 @@ def evaluate_loss(r: "BaseRecipe", batches: Iterable[Batch]) -> EvalMetrics:
     count = torch.zeros((), dtype=torch.int64, device=r.device)
     one = torch.ones((), dtype=torch.int64, device=r.device)
     with eval_mode(r.model):
-        for batch in batches:
+        for group in batched(batches, r.parallel.batches_per_forward):
             r.poll_stop()
-            prepared = r.prepare(to_device(batch, r.device))
-            count += r.count_targets([prepared])
-            loss = r.forward_loss(r.parallel.shard_sequence(prepared), one)
-            loss_sum += loss.detach().double().cpu()
+            prepared = [r.prepare(to_device(batch, r.device)) for batch in group]
+            count += r.count_targets(prepared)
+            loss_sum += forward_only(r, prepared, one).double().cpu()
     total = int(r.parallel.sum_over_data(count))
     on_device = loss_sum.float() if r.device.type == "mps" else loss_sum  # MPS has no float64
     summed = float(r.parallel.sum_over_loss_ranks(on_device.to(r.device)))

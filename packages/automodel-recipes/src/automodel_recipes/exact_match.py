@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from automodel_recipes.batches import batched
+from automodel_recipes.decoding import greedy
 from automodel_recipes.evaluate import eval_mode
 
 
@@ -17,8 +18,6 @@ class GeneratedAnswer:
     prompt: str
     reference: str
     generated: str
-    images: tuple[str, ...] = ()
-    """Files of the prompt's images, relative to the run's directory."""
 
     @property
     def is_exact(self) -> bool:
@@ -40,7 +39,7 @@ def generate_answers(
     device: torch.device,
     max_new_tokens: int = 64,
     batch_size: int = 64,
-    synced: bool = False,
+    parallel: Any = None,
     poll: Callable[[], None] = lambda: None,
 ) -> list[GeneratedAnswer]:
     """Greedy answers for rows whose labels mark one answer.
@@ -51,7 +50,7 @@ def generate_answers(
         rows: ``{"input_ids": list[int], "labels": list[int]}``; the prompt ends where the first label begins.
         max_new_tokens: cap on generated tokens.
         batch_size: rows decoded together, shortest prompts first.
-        synced: keep all ranks in step, as sharded models need.
+        parallel: the parallel context of a model that is spread over ranks: all of them must call, with as many rows.
         poll: called before each group of rows; may raise to break off.
 
     Returns: one answer a row, in the order of the rows.
@@ -60,16 +59,17 @@ def generate_answers(
     order = sorted(range(len(tasks)), key=lambda i: len(tasks[i].prompt_ids))
     answers: list[GeneratedAnswer | None] = [None] * len(tasks)
     stop_ids = _stop_ids(tokenizer, tasks)
+    pad_id = stop_ids[0] if stop_ids else 0
     with eval_mode(model), torch.no_grad():
         for chunk in batched(order, batch_size):
             poll()
-            outputs = _generate(
+            outputs = greedy(
                 model,
-                [tasks[i].prompt_ids for i in chunk],
-                device=device,
+                _left_padded([tasks[i].prompt_ids for i in chunk], pad_id, device),
                 max_new_tokens=max_new_tokens,
                 stop_ids=stop_ids,
-                synced=synced,
+                pad_id=pad_id,
+                parallel=parallel,
             )
             for i, output in zip(chunk, outputs, strict=True):
                 answers[i] = GeneratedAnswer(
@@ -101,36 +101,9 @@ def _stop_ids(tokenizer: Any, tasks: Sequence[_Task]) -> list[int]:
     return sorted(ends)
 
 
-def _generate(
-    model: torch.nn.Module,
-    prompts: list[list[int]],
-    *,
-    device: torch.device,
-    max_new_tokens: int,
-    stop_ids: list[int],
-    synced: bool,
-) -> list[list[int]]:
-    """Left-padded greedy decoding; each output ends before the first stop token."""
+def _left_padded(prompts: list[list[int]], pad_id: int, device: torch.device) -> dict[str, torch.Tensor]:
     width = max(len(prompt) for prompt in prompts)
-    pad_id = stop_ids[0] if stop_ids else 0
-    input_ids = torch.tensor([[pad_id] * (width - len(p)) + p for p in prompts], device=device)
-    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
-    output = model.generate(
-        input_ids=input_ids,
-        attention_mask=mask,
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        num_beams=1,
-        use_cache=True,
-        eos_token_id=stop_ids or None,
-        pad_token_id=pad_id,
-        synced_gpus=synced,
-    )
-    return [_before_stop(row, set(stop_ids)) for row in output[:, width:].tolist()]
-
-
-def _before_stop(ids: list[int], stop_ids: set[int]) -> list[int]:
-    for position, token in enumerate(ids):
-        if token in stop_ids:
-            return ids[:position]
-    return ids
+    return {
+        "input_ids": torch.tensor([[pad_id] * (width - len(p)) + p for p in prompts], device=device),
+        "attention_mask": torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device),
+    }

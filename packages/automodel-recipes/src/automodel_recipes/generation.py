@@ -36,9 +36,7 @@ def measure_exact_match(r: "BaseRecipe", *, moment: str) -> float:
     if r.parallel.is_main:
         samples = JsonlLogger(r.run_dir.path / "samples.jsonl")
         for answer in answers:
-            row: dict = {"prompt": answer.prompt, "reference": answer.reference, "generated": answer.generated}
-            if answer.images:
-                row["images"] = list(answer.images)
+            row = {"prompt": answer.prompt, "reference": answer.reference, "generated": answer.generated}
             samples.log("sample", {"step": step, "moment": moment, **row, "exact": answer.is_exact})
         samples.close()
         if moment == "end":

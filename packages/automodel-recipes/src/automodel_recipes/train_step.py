@@ -42,11 +42,7 @@ def train_step(r: "BaseRecipe", micro_batches: Sequence[Batch]) -> StepMetrics:
     num_label_tokens = r.parallel.sum_over_data(r.count_targets(batches))
 
     # Losses are sums / num_label_tokens and wrappers sum over ranks: nothing is rescaled.
-    losses: list[torch.Tensor] = []
-    for batch, is_last in mark_last(batches):
-        sharded = r.parallel.shard_sequence(batch)
-        with r.parallel.gradient_sync(r.model, enabled=is_last):
-            losses.append(forward_backward(r, sharded, num_label_tokens))
+    micro_losses = forward_backward(r, batches, num_label_tokens)
 
     # A step whose gradients are not finite changes nothing but the data position and the learning-rate schedule.
     learning_rate = r.lr_schedule.last_lr
@@ -62,12 +58,28 @@ def train_step(r: "BaseRecipe", micro_batches: Sequence[Batch]) -> StepMetrics:
         update(r.model)
     r.lr_schedule.step()
     r.optimizer.zero_grad(set_to_none=True)
-    micro_losses = torch.stack(losses)
     return StepMetrics(micro_losses.sum(), grad_norm, num_label_tokens, learning_rate, micro_losses, skipped)
 
 
-def forward_backward(r: "BaseRecipe", batch: Batch, num_label_tokens: torch.Tensor) -> torch.Tensor:
-    """Forward and backward of one micro-batch; returns the detached loss."""
-    loss = r.forward_loss(batch, num_label_tokens)
-    (loss if r.loss_scaler is None else r.loss_scaler.scale(loss)).backward()
-    return loss.detach()
+def forward_backward(r: "BaseRecipe", batches: Sequence[Batch], num_label_tokens: torch.Tensor) -> torch.Tensor:
+    """Forward and backward of a step's micro-batches; returns this rank's loss of each, detached."""
+    if r.parallel.pipeline is not None:
+        # A loss over a smaller count is a scaled loss.
+        scale = 1.0 if r.loss_scaler is None else r.loss_scaler.scale(torch.ones((), device=r.device))
+        return r.parallel.pipeline.step(batches, r.loss_fn, num_label_tokens / scale) / scale
+    losses = []
+    for batch, is_last in mark_last(batches):
+        sharded = r.parallel.shard_sequence(batch)
+        with r.parallel.gradient_sync(r.model, enabled=is_last):
+            loss = r.forward_loss(sharded, num_label_tokens)
+            (loss if r.loss_scaler is None else r.loss_scaler.scale(loss)).backward()
+        losses.append(loss.detach())
+    return torch.stack(losses)
+
+
+def forward_only(r: "BaseRecipe", batches: Sequence[Batch], num_label_tokens: torch.Tensor) -> torch.Tensor:
+    """This rank's loss of all batches together, without gradients; call it under ``torch.no_grad()``."""
+    if r.parallel.pipeline is not None:
+        return r.parallel.pipeline.evaluate(batches, r.loss_fn, num_label_tokens).sum()
+    losses = [r.forward_loss(r.parallel.shard_sequence(batch), num_label_tokens).detach() for batch in batches]
+    return torch.stack(losses).sum()

@@ -23,6 +23,10 @@ def write_weights(r: "BaseRecipe", target: Path, *, overwrite: bool) -> Path:
     """Write the model as it is, or its adapter; called by every rank."""
     model = r.unwrapped()
     keys: dict[str, Any] = {"tokenizer": r.tokenizer, "processor": r.processor, "overwrite": overwrite}
+    if r.parallel.pipeline is not None:
+        from automodel_recipes.stage_weights import write_stage_weights
+
+        return write_stage_weights(r, target, **keys)
     if r.built.peft is None:
         from automodel_ckpt import export_hf
 
@@ -99,22 +103,26 @@ def why_not_readable(r: "BaseRecipe") -> str | None:
 
 
 def _probe(r: "BaseRecipe") -> tuple[dict[str, torch.Tensor] | None, torch.Tensor | None]:
-    """A short row of ids and the logits of the model in memory; None where one rank alone does not see them."""
+    """A short row of ids and the logits of the model in memory; None where the model cannot be asked so."""
     model = r.unwrapped()
     if r.built.fp8 is not None:
         return None, None  # it rounds every product, so that a plain reader's logits are others
-    split = r.parallel.pipeline is not None or int(r.config.get("distributed.cp_size", 1) or 1) > 1
-    if split or getattr(model, "is_quantized", False) or _dtype(r) not in _TOLERANCE:
+    if getattr(model, "is_quantized", False) or _dtype(r) not in _TOLERANCE:
         return None, None
-    vocabulary = model.get_input_embeddings().weight.shape[0]
-    ids = torch.arange(1, 1 + _NUM_PROBE_TOKENS).remainder(min(vocabulary, 64))[None]
-    with torch.no_grad(), eval_mode(model):
-        logits = model(input_ids=ids.to(r.device), use_cache=False).logits.float().cpu()
-    return {"input_ids": ids}, logits
+    ids = torch.arange(1, 1 + _NUM_PROBE_TOKENS).remainder(min(int(model.config.get_text_config().vocab_size), 64))[
+        None
+    ]
+    with torch.no_grad(), eval_mode(model), r.parallel.whole_sequences(model):
+        if r.parallel.pipeline is not None:
+            logits = r.parallel.pipeline.logits({"input_ids": ids.to(r.device)})
+        else:
+            logits = model(input_ids=ids.to(r.device), use_cache=False).logits
+    logits = logits.full_tensor() if isinstance(logits, DTensor) else logits
+    return {"input_ids": ids}, logits.float().cpu()
 
 
 def _dtype(r: "BaseRecipe") -> torch.dtype:
-    return r.unwrapped().get_input_embeddings().weight.dtype
+    return next(r.unwrapped().parameters()).dtype
 
 
 def _compute_dtype(r: "BaseRecipe") -> torch.dtype:

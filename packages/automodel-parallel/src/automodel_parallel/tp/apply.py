@@ -50,7 +50,7 @@ def apply_tensor_parallel(
     sequence_parallel: bool = False,
     loss_parallel: bool = False,
     report: ParallelReport | None = None,
-) -> nn.Module:
+) -> TensorParallelGroup:
     """Cut a model over the ranks of a one-axis mesh, in place. Parameters become DTensors under their own names.
 
     Args:
@@ -60,6 +60,7 @@ def apply_tensor_parallel(
         sequence_parallel: split activations between the cut layers along the sequence, too.
         loss_parallel: logits stay a DTensor cut along the vocabulary, for a loss that works on it.
 
+    Returns: what the cut modules share, by which sequence parallelism is paused.
     Raises: ValueError: heads that ``tp`` does not divide, a plan that names absent modules or an unknown style.
     """
     plan, source = resolve_plan(model, tp_plan)
@@ -82,7 +83,7 @@ def apply_tensor_parallel(
     if report is not None:
         counts = ", ".join(f"{count} {style}" for style, count in sorted(done.items()))
         report.add(f"tensor parallel over {mesh.size()} ranks by {source}: {counts}")
-    return model
+    return tp
 
 
 def check_heads(model: nn.Module, tp_size: int) -> None:

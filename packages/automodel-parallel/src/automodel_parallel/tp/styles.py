@@ -11,7 +11,8 @@ A linear layer ``[out, in]`` with adapter ``A [r, in]``, ``B [out, r]``:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,6 +38,23 @@ class TensorParallelGroup:
     """The head returns logits as a DTensor cut along the vocabulary instead of gathering them."""
     memo: dict[nn.Parameter, nn.Parameter] = field(default_factory=dict)
     """Whole parameter -> its DTensor, so that tied modules stay tied."""
+
+    paused: bool = False
+    """While true, sequences stay whole between the cut layers, and logits are gathered."""
+
+    @contextmanager
+    def whole_sequences(self) -> Iterator[None]:
+        """Inside, sequence parallelism rests, so that sequences may have any length; no gradients."""
+        self.paused = True
+        try:
+            yield
+        finally:
+            self.paused = False
+
+    @property
+    def splits_sequence(self) -> bool:
+        """Whether activations between cut layers are parts of the sequence at this moment."""
+        return self.sequence_parallel and not self.paused
 
     @property
     def group(self) -> dist.ProcessGroup:
@@ -68,7 +86,7 @@ def vocab_head(module: nn.Module, tp: TensorParallelGroup) -> None:
     sizes = local_chunk_sizes(vocab_size, tp.mesh.size())
 
     def after(y: Tensor) -> Tensor:
-        if not tp.loss_parallel:
+        if tp.paused or not tp.loss_parallel:
             return collectives.gather(y, tp.group, dim=-1, sizes=sizes)
         shape = torch.Size((*y.shape[:-1], vocab_size))
         stride = torch.empty(shape, device="meta").stride()
@@ -85,13 +103,14 @@ def rowwise(module: nn.Module, tp: TensorParallelGroup, *, split_input: bool = F
             "target_modules, use plain LoRA, or set tp_size to 1."
         )
     gradients = _cut(module, tp, {"bias": Replicate(), "lora_B": Replicate()}, default=Shard(1))
-    scatters = tp.sequence_parallel and not split_input
 
     def before(x: Tensor) -> Tensor:
         return collectives.split(x, tp.group, dim=-1) if split_input else x
 
     def after(y: Tensor) -> Tensor:
-        return collectives.sum_and_scatter(y, tp.group, dim=1) if scatters else collectives.sum_over_group(y, tp.group)
+        if tp.splits_sequence and not split_input:
+            return collectives.sum_and_scatter(y, tp.group, dim=1)
+        return collectives.sum_over_group(y, tp.group)
 
     _install(module, gradients, before, after, bias_rank=tp.group.rank())
 
@@ -125,18 +144,21 @@ def replicated_with_partial_gradient(module: nn.Module, tp: TensorParallelGroup)
 
 def enter(module: nn.Module, tp: TensorParallelGroup) -> None:
     """Bring the hidden states of an attention or MLP to all ranks once, for all of its column-cut layers."""
-    if tp.sequence_parallel:
-        on_hidden_states(module, lambda x: collectives.gather_for_partial(x, tp.group, dim=1))
-    else:
-        on_hidden_states(module, lambda x: collectives.copy_to_group(x, tp.group))
+
+    def bring(x: Tensor) -> Tensor:
+        if tp.splits_sequence:
+            return collectives.gather_for_partial(x, tp.group, dim=1)
+        return collectives.copy_to_group(x, tp.group)
+
+    on_hidden_states(module, bring)
 
 
 def repeat_whole(module: nn.Module, tp: TensorParallelGroup) -> None:
     """Every rank computes the whole module (mixture-of-experts blocks): only sequence parallelism needs an edit."""
     if not tp.sequence_parallel:
         return
-    on_hidden_states(module, lambda x: collectives.gather(x, tp.group, dim=1))
-    module.register_forward_hook(lambda _, __, y: collectives.split(y, tp.group, dim=1))
+    on_hidden_states(module, lambda x: collectives.gather(x, tp.group, dim=1) if tp.splits_sequence else x)
+    module.register_forward_hook(lambda _, __, y: collectives.split(y, tp.group, dim=1) if tp.splits_sequence else y)
 
 
 def split_sequence(module: nn.Module, tp: TensorParallelGroup) -> None:
@@ -146,10 +168,12 @@ def split_sequence(module: nn.Module, tp: TensorParallelGroup) -> None:
     """
 
     def cut(x: Tensor) -> Tensor:
+        if not tp.splits_sequence:
+            return x
         if x.size(1) % tp.mesh.size():
             raise ValueError(
                 f"sequence_parallel with sequences of {x.size(1)} tokens on {tp.mesh.size()} tensor ranks: the length "
-                "must divide. Set pad_seq_len_divisible of the collater to a multiple of tp_size."
+                "must divide. Pass the batch through context.shard_sequence(), which fills it up."
             )
         return collectives.split(x, tp.group, dim=1)
 
@@ -158,7 +182,7 @@ def split_sequence(module: nn.Module, tp: TensorParallelGroup) -> None:
 
 def join_sequence(module: nn.Module, tp: TensorParallelGroup) -> None:
     """After the last block: all tokens on every rank again."""
-    module.register_forward_hook(lambda _, __, y: collectives.gather(y, tp.group, dim=1))
+    module.register_forward_hook(lambda _, __, y: collectives.gather(y, tp.group, dim=1) if tp.splits_sequence else y)
 
 
 def on_hidden_states(module: nn.Module, change: Callable[[Tensor], Tensor]) -> None:

@@ -25,6 +25,8 @@ class ModelBuild:
     """The ``FP8Config`` in force, if any: then a forward differs from the plain model's by rounding."""
     after_step: list[Callable[[torch.nn.Module], None]] = field(default_factory=list)
     """What has to be done to the parallel model after each optimizer step."""
+    adapter_config: dict[str, Any] | None = None
+    """What ``adapter_config.json`` says, for a model that will be cut into stages and then knows only a part."""
 
     @property
     def num_parameters(self) -> int:

@@ -6,14 +6,15 @@ from typing import Any
 import torch
 
 from automodel_recipes.batches import batched
+from automodel_recipes.decoding import greedy
 from automodel_recipes.evaluate import eval_mode
 from automodel_recipes.exact_match import GeneratedAnswer
 
-_NOT_COLUMNS = ("input_ids", "labels", "features", "media_kinds", "name", "number", "sample_id")
+_NOT_COLUMNS = ("input_ids", "labels", "features", "media_kinds", "name", "sample_id")
 
 
 class LazyRows(Sequence):
-    """Rows that are decoded when asked for, with their ``number``; a slice stays lazy."""
+    """Rows that are decoded when asked for; a slice stays lazy."""
 
     def __init__(self, rows: Any, numbers: range | None = None) -> None:
         self._rows = rows
@@ -25,11 +26,10 @@ class LazyRows(Sequence):
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return LazyRows(self._rows, self._numbers[index])
-        number = self._numbers[index]
-        return {**self._rows[number], "number": number}
+        return self._rows[self._numbers[index]]
 
     def __iter__(self) -> Iterator[Any]:
-        return (self[i] for i in range(len(self)))
+        return (self._rows[number] for number in self._numbers)
 
 
 def generate_vlm_answers(
@@ -41,7 +41,7 @@ def generate_vlm_answers(
     device: torch.device,
     max_new_tokens: int = 64,
     batch_size: int = 64,
-    synced: bool = False,
+    parallel: Any = None,
     poll: Callable[[], None] = lambda: None,
 ) -> list[GeneratedAnswer]:
     """As ``exact_match.generate_answers``, with each row's media.
@@ -61,18 +61,16 @@ def generate_vlm_answers(
             stops = {reference[-1] for reference in references} & set(tokenizer.all_special_ids)
             stops |= {tokenizer.eos_token_id} if tokenizer.eos_token_id is not None else set()
             inputs = _left_padded(chunk, cuts, adapter, pad_id=min(stops, default=0))
-            output = model.generate(
-                **{key: value.to(device) for key, value in inputs.items()},
+            outputs = greedy(
+                model,
+                {key: value.to(device) for key, value in inputs.items()},
                 max_new_tokens=max_new_tokens,
-                do_sample=False,
-                num_beams=1,
-                eos_token_id=sorted(stops) or None,
-                pad_token_id=min(stops, default=0),
-                synced_gpus=synced,
+                stop_ids=sorted(stops),
+                pad_id=min(stops, default=0),
+                parallel=parallel,
             )
-            width = inputs["input_ids"].shape[1]
-            for row, cut, reference, generated in zip(chunk, cuts, references, output.tolist(), strict=True):
-                texts = (row["input_ids"][:cut], reference, _before(generated[width:], stops))
+            for row, cut, reference, generated in zip(chunk, cuts, references, outputs, strict=True):
+                texts = (row["input_ids"][:cut], reference, generated)
                 answers.append(GeneratedAnswer(*(tokenizer.decode(ids, skip_special_tokens=True) for ids in texts)))
     return answers
 
@@ -98,7 +96,3 @@ def _left_padded(
     inputs["attention_mask"] = torch.tensor([[0] * (width - cut) + [1] * cut for cut in cuts])
     features = [row["features"] for row in rows if row["features"]]
     return {**inputs, **(adapter.stack(features) if features else {})}
-
-
-def _before(ids: list[int], stops: set[int]) -> list[int]:
-    return next((ids[:i] for i, token in enumerate(ids) if token in stops), ids)

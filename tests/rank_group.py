@@ -1,4 +1,4 @@
-"""One group of gloo processes per world size that runs all of its cells."""
+"""One group of gloo processes that works through a list of items: starting it costs seconds, an item little."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ import os
 import pickle
 import socket
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
-
-from parity_cells import Cell, Trained
 
 _PRELOAD = [
     "torch",
@@ -23,25 +21,31 @@ _PRELOAD = [
 ]
 
 
-def run_cells(
-    world_size: int, cells: list[Cell], *, timeout_s: float = 120
-) -> Iterator[tuple[Cell, list[Trained] | str]]:
-    """Yield each cell with what its ranks trained, or with the traceback of the rank that failed."""
+def run_in_group(
+    world_size: int, function: Callable[[Any, Any], Any], items: Sequence[Any], *, timeout_s: float = 120
+) -> Iterator[tuple[Any, list[Any] | str]]:
+    """Yield each item with what ``function(item, dist_info)`` returned on each rank, or with a failed rank's traceback.
+
+    Args:
+        function: importable by name in another process.
+        items: run in this order, by the same processes; what one leaves behind the next one finds.
+        timeout_s: for one item.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOAD)
     # A queue for each rank: one that is done early must not be taken for another.
     queues, port = [context.Queue() for _ in range(world_size)], _free_port()
     ranks = [
-        context.Process(target=_rank_main, args=(rank, world_size, port, cells, queues[rank]), daemon=True)
+        context.Process(target=_rank_main, args=(rank, world_size, port, function, items, queues[rank]), daemon=True)
         for rank in range(world_size)
     ]
     for process in ranks:
         process.start()
     try:
-        for cell in cells:
+        for item in items:
             answers = [pickle.loads(queue.get(timeout=timeout_s)) for queue in queues]
-            errors = [answer for answer in answers if isinstance(answer, str)]
-            yield cell, errors[0] if errors else answers
+            errors = [answer.text for answer in answers if isinstance(answer, _Failure)]
+            yield item, errors[0] if errors else answers
             if errors:  # the other ranks may wait in a collective: this group is of no further use
                 return
     finally:
@@ -51,9 +55,13 @@ def run_cells(
                 process.kill()
 
 
-def _rank_main(rank: int, world_size: int, port: int, cells: list[Cell], results: Any) -> None:
+class _Failure:
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+
+def _rank_main(rank: int, world_size: int, port: int, function: Any, items: Sequence[Any], results: Any) -> None:
     import torch
-    from parity_cells import mutated, train_parallel
 
     from automodel_parallel import init_distributed, shutdown
 
@@ -62,12 +70,10 @@ def _rank_main(rank: int, world_size: int, port: int, cells: list[Cell], results
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     try:
         info = init_distributed(device="cpu", timeout_minutes=1)
-        for cell in cells:
-            with mutated(cell.mutation):
-                run = train_parallel(cell, info)
-            results.put(_as_bytes(run))
+        for item in items:
+            results.put(_as_bytes(function(item, info)))
     except BaseException:
-        results.put(_as_bytes(traceback.format_exc()))
+        results.put(_as_bytes(_Failure(traceback.format_exc())))
     finally:
         shutdown()
 
