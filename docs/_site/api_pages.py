@@ -43,8 +43,14 @@ def entry(module: str, name: str) -> list[str]:
     """The directive for one object."""
     thing = getattr(importlib.import_module(module), name)
     if inspect.isclass(thing):
-        return directive("autoclass", f"{module}.{name}", members="")
+        options = {"members": ""} | ({"inherited-members": ""} if is_ours(thing) else {})
+        return directive("autoclass", f"{module}.{name}", **options)
     return directive("autofunction", f"{module}.{name}")
+
+
+def is_ours(thing: type) -> bool:
+    """Whether a class inherits from nothing but classes of ours: only then are inherited methods worth a page."""
+    return all(base.__module__.startswith("automodel_") for base in thing.__mro__[:-1])
 
 
 def directive(kind: str, argument: str, **options: str) -> list[str]:

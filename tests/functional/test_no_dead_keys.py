@@ -1,5 +1,7 @@
 """Every key that the schema declares is read by a run: a setting that nothing reads cannot be declared."""
 
+from importlib.util import find_spec
+
 import pytest
 
 from automodel_core.config import ConfigNode, config_from_dict
@@ -92,7 +94,20 @@ def full_config(tiny_config, tmp_path):
     tiny_config["distributed"] = {"strategy": "ddp"}
     tiny_config["evaluation"] = {"exact_match": True, "max_new_tokens": 2, "num_rows": 2, "num_samples": 1}
     tiny_config["checkpoint"] = {"enabled": True, "checkpoint_dir": str(tmp_path / "out"), "max_recent_checkpoints": 1}
+    tiny_config["profiler"] = {"enabled": True, "ranks": [0], "start_step": 9}
+    tiny_config |= {name: keys for name, keys in trackers(tmp_path).items() if find_spec(name)}
     return tiny_config
+
+
+def trackers(folder):
+    """Every key of the sections that need a package of their own."""
+    texts = ("project", "entity", "name", "group", "job_type", "notes", "id", "save_dir", "api_key")
+    wandb = {**{key: str(folder / key) if key == "save_dir" else "x" for key in texts}, "tags": ["x"]}
+    return {
+        "wandb": {**wandb, "mode": "disabled", "enabled": True},
+        "tensorboard": {"log_dir": str(folder / "tb"), "flush_secs": 1},
+        "mlflow": {"tracking_uri": f"file:{folder}/ml", "experiment_name": "x", "run_name": "x", "tags": {"x": "y"}},
+    }
 
 
 def declared_keys():
@@ -106,6 +121,7 @@ def declared_keys():
 
 # Read by whoever starts the recipe, before there is one; `launch slurm` has its own tests.
 BEFORE_THE_RECIPE = {"recipe", "slurm"}
+NOT_INSTALLED = {name for name in ("wandb", "tensorboard", "mlflow") if not find_spec(name)}
 
 
 def test_every_declared_key_is_read(full_config, seen):

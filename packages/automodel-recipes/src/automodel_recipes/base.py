@@ -22,8 +22,10 @@ from automodel_recipes.checkpointing import RunCheckpointer, claim_directory, re
 from automodel_recipes.evaluate import EvalMetrics, evaluate_loss
 from automodel_recipes.interrupt import GO_ON, SAVE, StopAgreed, StopRequest
 from automodel_recipes.loggers.console import Console
+from automodel_recipes.loggers.trackers import require_trackers
 from automodel_recipes.loop import TrainSummary, train_loop
 from automodel_recipes.options import TrainOptions
+from automodel_recipes.profiling import build_profiler
 from automodel_recipes.records import RunRecords
 from automodel_recipes.run_dir import choose_run_directory, default_run_path
 
@@ -61,12 +63,14 @@ class BaseRecipe:
         self.build_model()
         self.build_data()
         self.build_optimization()
+        self.profiler = build_profiler(self.config, self.run_dir.path / "profile", self.device, rank=self.parallel.rank)
         self.records = RunRecords(self)
         self.checkpointer = RunCheckpointer(self)
         self.checkpointer.resume()
 
     def build_environment(self) -> None:
         """Process group, device, parallel layout, seeds, console."""
+        require_trackers(self.config)
         joined = torch.distributed.is_initialized()
         self.dist_info = build_dist_info(self.config)
         self.parallel = build_parallel(self.config, self.dist_info)
@@ -204,6 +208,7 @@ class BaseRecipe:
                 self.checkpointer.close()
         finally:
             if hasattr(self, "records"):
+                self.profiler.close()
                 self.records.close()
             if hasattr(self, "run_dir"):
                 release_directory(self)

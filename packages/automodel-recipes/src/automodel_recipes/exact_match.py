@@ -18,6 +18,8 @@ class GeneratedAnswer:
     prompt: str
     reference: str
     generated: str
+    images: tuple[str, ...] = ()
+    """Files of the prompt's images, relative to the run's directory."""
 
     @property
     def is_exact(self) -> bool:

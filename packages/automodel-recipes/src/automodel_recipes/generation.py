@@ -36,7 +36,9 @@ def measure_exact_match(r: "BaseRecipe", *, moment: str) -> float:
     if r.parallel.is_main:
         samples = JsonlLogger(r.run_dir.path / "samples.jsonl")
         for answer in answers:
-            row = {"prompt": answer.prompt, "reference": answer.reference, "generated": answer.generated}
+            row: dict = {"prompt": answer.prompt, "reference": answer.reference, "generated": answer.generated}
+            if answer.images:
+                row["images"] = list(answer.images)
             samples.log("sample", {"step": step, "moment": moment, **row, "exact": answer.is_exact})
         samples.close()
         if moment == "end":

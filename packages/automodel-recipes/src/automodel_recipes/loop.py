@@ -64,10 +64,10 @@ def _run_steps(r: "BaseRecipe", summary: TrainSummary) -> None:
     while not _enough(r) and (window := next_window(r, windows)) is not None:
         if r.built.qat is not None:
             r.built.qat.before_step(r.step_scheduler.step)
-        metrics = train_step(r, window.micro_batches)
+        with r.profiler.step(r.step_scheduler.step):
+            metrics = train_step(r, window.micro_batches)
         r.watchdog.remember(r.step_scheduler.step, metrics, window.micro_batches)
-        seconds = time.monotonic() - clock
-        row = r.records.train_row(metrics, window.micro_batches, seconds=seconds, waited=window.seconds)
+        row = r.records.train_row(metrics, window.micro_batches, started=clock, waited=window.seconds)
         if row is not None:
             summary.last_loss = row["loss"]
         if row is not None or r.step_scheduler.is_ckpt_step or _enough(r):

@@ -243,8 +243,12 @@ _LLM: dict[str, Section] = {
 }
 
 _LLM["monitoring"] = Section(
-    "What is warned of while a run goes on.",
+    "What is measured and warned of while a run goes on.",
     keys={
+        "peak_tflops": Key(
+            {"type": "number", "exclusiveMinimum": 0},
+            "The device's dense peak in TFLOP/s, which MFU is a share of; known for common GPUs, measured on a CPU.",
+        ),
         "stall_warning_s": Key(
             {"type": "number", "minimum": 0}, "Seconds of waiting for data that call for a warning; 60 by default."
         ),
@@ -252,6 +256,49 @@ _LLM["monitoring"] = Section(
             {"type": "number", "minimum": 0},
             "Growth of host memory that calls for one; 4 by default.",
         ),
+    },
+)
+
+_LLM["profiler"] = Section(
+    "Record a few steps with torch's profiler, into RUN/profile.",
+    keys={
+        "enabled": _flag("Whether to record; true."),
+        "ranks": Key({"type": "array", "items": {"type": "integer", "minimum": 0}}, "Ranks that record; [0]."),
+    },
+    takes=("automodel_recipes.profiling:StepProfiler",),
+    runtime=("directory", "device", "rank"),
+)
+_LLM["wandb"] = Section(
+    "Log to Weights & Biases; without a key the run is written offline.",
+    keys={
+        "enabled": _flag("Whether to log there; true."),
+        "project": _text("Project of the run."),
+        "entity": _text("User or team."),
+        "name": _text("Name of the run."),
+        "group": _text("Group of the run."),
+        "job_type": _text("Kind of the run."),
+        "notes": _text("A longer description."),
+        "tags": Key({"type": "array"}, "Words to find the run by."),
+        "mode": Key({"enum": ["online", "offline", "disabled", "shared"]}, "WANDB_MODE by default, else online."),
+        "id": _text("Id of a run to go on with; a resumed run finds its own."),
+        "save_dir": _text("Where W&B keeps its files; the run's directory by default."),
+        "api_key": _text("Only as ${WANDB_API_KEY}; not needed where that variable is set."),
+    },
+)
+_LLM["tensorboard"] = Section(
+    "Write TensorBoard event files.",
+    keys={
+        "log_dir": _text("Where; RUN/tensorboard by default."),
+        "flush_secs": _whole("Seconds between writes to disk.", 1),
+    },
+)
+_LLM["mlflow"] = Section(
+    "Log to MLflow.",
+    keys={
+        "tracking_uri": _text("Server or store; MLFLOW_TRACKING_URI, else files under RUN/mlruns."),
+        "experiment_name": _text("Experiment of the run; automodel by default."),
+        "run_name": _text("Name of the run; that of its directory by default."),
+        "tags": Key({"type": "object"}, "Tags of the run."),
     },
 )
 

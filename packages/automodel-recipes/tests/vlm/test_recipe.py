@@ -114,6 +114,24 @@ def test_lora_leaves_vision_alone_and_peft_loads_it(train: Any, qwen: Path) -> N
             assert not torch.allclose(loaded(**inputs).logits, recipe.unwrapped()(**inputs).logits, atol=1e-4)
 
 
+def test_generated_answers_keep_their_pictures(train: Any) -> None:
+    from PIL import Image
+
+    validation = {"_target_": "mock_vlm", "num_samples": 4, "image_size": 40, "text_only_every": 2, "seed": 5}
+    evaluation = {"exact_match": True, "max_new_tokens": 2, "at_start": False}
+    recipe = train("answers", max_steps=1, validation_dataset=validation, evaluation=evaluation)
+    samples = [json.loads(line) for line in (recipe.run_dir.path / "samples.jsonl").read_text().splitlines()]
+    assert [sample.get("images") for sample in samples] == [
+        None,
+        ["samples/row-1-0.png"],
+        None,
+        ["samples/row-3-0.png"],
+    ]
+    kept = Image.open(recipe.run_dir.path / "samples/row-1-0.png")
+    assert kept.tobytes() == recipe.eval_dataset.pictures(1)[0].tobytes()
+    assert samples[1]["prompt"].endswith("Which colour?")
+
+
 def test_freezing_and_packing_reach_the_engine(train: Any, qwen: Path) -> None:
     recipe = train("packed", freeze_config={"freeze_vision_tower": True}, packed_sequence={"packed_sequence_size": 128})
     before = weights(train("none", max_steps=1, optimizer={"_target_": "torch.optim.SGD", "lr": 0.0}))

@@ -137,6 +137,14 @@ class VLMDataset:
             lines.append(f"{item.kind} {extent}, {tokens} tokens")
         return lines
 
+    def pictures(self, index: int) -> list[Any]:
+        """The images of row ``index`` as PIL images, as the model gets them; none where they are broken."""
+        media = self._parsed(int(self.source_rows[index])).media
+        try:
+            return [load_image(item.ref, self.limits) for item in media if item.kind == "image"]
+        except BadRow:
+            return []
+
     def _parsed(self, index: int) -> MediaConversation:
         return parse_row(self.conversations[index])
 

@@ -10,11 +10,11 @@ from automodel_recipes.decoding import greedy
 from automodel_recipes.evaluate import eval_mode
 from automodel_recipes.exact_match import GeneratedAnswer
 
-_NOT_COLUMNS = ("input_ids", "labels", "features", "media_kinds", "name", "sample_id")
+_NOT_COLUMNS = ("input_ids", "labels", "features", "media_kinds", "name", "number", "sample_id")
 
 
 class LazyRows(Sequence):
-    """Rows that are decoded when asked for; a slice stays lazy."""
+    """Rows that are decoded when asked for, with their ``number``; a slice stays lazy."""
 
     def __init__(self, rows: Any, numbers: range | None = None) -> None:
         self._rows = rows
@@ -26,10 +26,11 @@ class LazyRows(Sequence):
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return LazyRows(self._rows, self._numbers[index])
-        return self._rows[self._numbers[index]]
+        number = self._numbers[index]
+        return {**self._rows[number], "number": number}
 
     def __iter__(self) -> Iterator[Any]:
-        return (self._rows[number] for number in self._numbers)
+        return (self[i] for i in range(len(self)))
 
 
 def generate_vlm_answers(

@@ -14,6 +14,7 @@ from automodel_recipes.errors import RecipeError, UnusableInputError
 from automodel_recipes.llm.finetune import DataFacts, LLMFinetuneRecipe
 from automodel_recipes.vlm.answers import LazyRows, generate_vlm_answers
 from automodel_recipes.vlm.collate import BoundCollate
+from automodel_recipes.vlm.pictures import with_pictures
 from automodel_recipes.vlm.unreached import idle_without
 
 
@@ -69,20 +70,23 @@ class VLMFinetuneRecipe(LLMFinetuneRecipe):
             self.eval_loaders[name] = build_eval_loader(self.config, rows, collate_fn=collate, parallel=self.parallel)
             if name == "val":
                 self.eval_rows = LazyRows(rows)
-                self.eval_adapter = rows.adapter
+                self.eval_dataset = rows
 
     def generate_answers(self, rows: Sequence[Any], **keys: Any) -> list[Any]:
-        """Greedy answers to validation rows with their media."""
-        return generate_vlm_answers(
+        """Greedy answers to validation rows with their media, which are kept beside the first of them."""
+        answers = generate_vlm_answers(
             self.unwrapped(),
             self.tokenizer,
             rows,
-            adapter=self.eval_adapter,
+            adapter=self.eval_dataset.adapter,
             device=self.device,
             parallel=self.parallel,
             poll=self.poll_stop,
             **keys,
         )
+        if not self.parallel.is_main:
+            return answers
+        return with_pictures(answers, rows, self.eval_dataset, self.run_dir.path)
 
     def _validation_sections(self) -> Iterator[tuple[str, ConfigNode]]:
         for key in self.config:
