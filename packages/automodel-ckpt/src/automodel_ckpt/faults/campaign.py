@@ -70,13 +70,12 @@ def kill_campaigns(root: Path, *, trials: int, jobs: int, seed: int = 0, **keys:
 
 
 def _fork(place: Path, work: Callable[[Path], Tally]) -> int:
-    """Run a campaign in a child, which writes its tally into ``place``."""
+    """Run a campaign in a child."""
     pid = os.fork()
     if pid:
         return pid
     try:
-        (tally := work(place)).seconds = 0.0
-        (place / "tally.json").write_text(json.dumps(asdict(tally)))
+        work(place)
         os._exit(0)
     except BaseException:  # noqa: BLE001 - a forked child must not return into its parent's code
         traceback.print_exc()
@@ -88,7 +87,7 @@ def _add(total: Tally, place: Path, status: int) -> None:
         total.lost.append(f"{place.name} ended with status {status}")
         return
     for name, value in json.loads((place / "tally.json").read_text()).items():
-        setattr(total, name, getattr(total, name) + value)
+        setattr(total, name, getattr(total, name) + value)  # of seconds the caller keeps its own
 
 
 def kill_campaign(
@@ -100,7 +99,7 @@ def kill_campaign(
     deadline_s: float = 4.0,
     limit_s: float | None = None,
 ) -> Tally:
-    """Run a campaign in ``root`` and return its tally.
+    """Run a campaign in ``root`` and return its tally, which is also in ``root/tally.json`` after every trial.
 
     Args:
         trials: how many at most.
@@ -125,8 +124,9 @@ def kill_campaign(
         problem = _check(run, acknowledgements)
         if problem:
             tally.lost.append(f"trial {trial}: {problem}")
-    tally.acknowledged = len(acknowledgements.read_text().split())
-    tally.seconds = time.monotonic() - began
+        tally.acknowledged = len(acknowledgements.read_text().split()) if acknowledgements.exists() else 0
+        tally.seconds = time.monotonic() - began
+        (root / "tally.json").write_text(json.dumps(asdict(tally)))
     return tally
 
 
