@@ -1,19 +1,24 @@
-"""Read a Hugging Face directory straight into a model, sharded or not: each rank reads the bytes that it keeps."""
+"""Read a Hugging Face model straight into a model in memory: each rank reads the bytes that it keeps."""
 
 from __future__ import annotations
 
 import os
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from automodel_ckpt.boxes import local_part, whole
+from automodel_ckpt.adapter import read_tensors
+from automodel_ckpt.boxes import Box, local_part, whole
 from automodel_ckpt.directory import LocalDirectory
-from automodel_ckpt.errors import StateMismatch, UnsupportedState
+from automodel_ckpt.errors import CheckpointNotFound, StateMismatch
 from automodel_ckpt.hf.merge import base_files
-from automodel_ckpt.hf.names import disk_groups
+from automodel_ckpt.hf.names import Group, disk_groups, match_names
+from automodel_ckpt.hf.pieces import invert, pieces_of
 from automodel_ckpt.manifest import Chunk, FileRecord, TensorRecord
 from automodel_ckpt.model_state import model_tensors, unwrap
 from automodel_ckpt.reader import Target, read_file, targets_for
@@ -22,80 +27,175 @@ from automodel_ckpt.safetensors_file import read_header
 
 @dataclass(frozen=True)
 class BaseWeightsReport:
-    """What `load_base_weights` did. ``missing`` and ``unexpected`` are names on disk."""
+    """What `load_base_weights` did. ``missing`` and ``unexpected`` are names on disk, for GGUF names in memory."""
 
     loaded: int
+    """Tensors in memory that were filled."""
     bytes_read: int
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
 
 
 def load_base_weights(
-    model: torch.nn.Module, source: str | os.PathLike, *, strict: bool = True, adapters: tuple[str, ...] = ("lora_",)
+    model: torch.nn.Module, source: Any, *, strict: bool = True, adapters: tuple[str, ...] = ("lora_",)
 ) -> BaseWeightsReport:
-    """Fill a model's parameters and persistent buffers in place from safetensors files; every rank calls it.
+    """Fill a model's parameters and persistent buffers in place; every rank calls it, and nothing is communicated.
 
-    Weights are converted to the dtype of the parameter that receives them. Nothing is communicated.
+    Names on disk may be any that ``from_pretrained`` knows for the model: those of the hub, of older releases, with or
+    without the base model's prefix. Weights are converted to the dtype of the parameter that receives them.
 
     Args:
         model: materialised; plain, DDP, FSDP2 or tensor parallel.
-        source: local directory with ``model.safetensors``, or an index and its files.
+        source: local directory with ``model.safetensors``, or an index and its files; a ``.gguf`` file; or an object
+            with ``path`` and ``gguf_file`` such as ``weight_source`` of a model built with ``materialize=False``.
         strict: the names on disk must be exactly those of the model; False reports differences.
         adapters: parameters with one of these in their name are not expected on disk.
 
-    Raises: StateMismatch: names or shapes differ. UnsupportedState: Transformers fuses weights of this model at load.
-        CorruptCheckpoint, UnsafeFile: a file is damaged, or a pickle.
+    Raises: StateMismatch: names or shapes differ. UnsupportedState: Transformers computes weights at load.
+        CheckpointNotFound. CorruptCheckpoint, UnsafeFile: a file is damaged, or a pickle.
+        ValueError: the model is on the meta device.
     """
     model = unwrap(model)
     live = model_tensors(model).tensors
     wanted = {name: tensor for name, tensor in live.items() if not any(part in name for part in adapters)}
-    disk_names = _disk_names(model, wanted)
-    available, sizes = _available(base_files(source))
-    missing = sorted(disk for disk in disk_names.values() if disk not in available)
-    unexpected = sorted(available.keys() - set(disk_names.values()))
-    if strict and (missing or unexpected):
-        raise StateMismatch(
-            f"{source} does not hold this model: missing {missing[:4]}, unexpected {unexpected[:4]}. "
-            "Check the path, or pass strict=False.",
-            differences=(*missing, *unexpected),
-        )
-    targets: dict[Path, list[Target]] = defaultdict(list)
-    for name, tensor in wanted.items():
-        if disk_names[name] in available:
-            path, record = available[disk_names[name]]
-            if record.shape != tuple(tensor.shape):
-                raise StateMismatch(f"{name}: shape {list(record.shape)} in {path}, {list(tensor.shape)} here.")
-            box, local = local_part(tensor)
-            for found in targets_for(name, record, box, local).values():
-                targets[path] += found
-    total = sum(
-        read_file(LocalDirectory(path.parent), path.name, sizes[path], found, hashed=False)
-        for path, found in targets.items()
+    _refuse_meta(wanted)
+    path = _path_of(source)
+    report = (
+        _load_gguf(model, wanted, path) if path.suffix == ".gguf" else _load_safetensors(model, wanted, path, strict)
     )
-    return BaseWeightsReport(len(wanted) - len(missing), total, tuple(missing), tuple(unexpected))
+    if strict and (report.missing or report.unexpected):
+        raise StateMismatch(
+            f"{path} does not hold this model: missing {list(report.missing[:4])}, "
+            f"unexpected {list(report.unexpected[:4])}. Check the path, or pass strict=False.",
+            differences=(*report.missing, *report.unexpected),
+        )
+    return report
 
 
-def _disk_names(model: torch.nn.Module, wanted: dict[str, torch.Tensor]) -> dict[str, str]:
-    names = {}
-    for group in disk_groups(model, wanted):
-        if len(group.memory) != 1 or len(group.disk) != 1:
-            raise UnsupportedState(
-                f"{group.memory[0]!r} is built from {len(group.disk)} tensors on disk; weights that are fused at load "
-                "cannot be read in parts. Load the model with from_pretrained() and shard it afterwards."
-            )
-        names[group.memory[0]] = next(iter(group.disk))
-    return names
+def _refuse_meta(wanted: Mapping[str, Tensor]) -> None:
+    absent = [name for name, tensor in wanted.items() if tensor.is_meta]
+    if absent:
+        raise ValueError(
+            f"{len(absent)} tensors such as {absent[0]!r} are on the meta device and hold no memory to load into. "
+            "Materialise the model first (automodel_core.models.materialize, or to_empty and its buffers)."
+        )
 
 
-def _available(files: list[Path]) -> tuple[dict[str, tuple[Path, TensorRecord]], dict[Path, FileRecord]]:
-    """Where each tensor on disk lies, from the headers alone."""
-    found: dict[str, tuple[Path, TensorRecord]] = {}
-    sizes = {}
-    for path in files:
-        with LocalDirectory(path.parent).open_read(path.name) as fd:
-            entries, _ = read_header(fd, where=path)
-            sizes[path] = FileRecord(os.fstat(fd).st_size, ())
-        for name, entry in entries.items():
-            chunk = Chunk(path.name, entry.start, whole(entry.shape))
-            found[name] = (path, TensorRecord(entry.dtype, entry.shape, (chunk,)))
-    return found, sizes
+def _path_of(source: Any) -> Path:
+    """The directory or GGUF file of a source.
+
+    Raises: CheckpointNotFound: it is not on this machine.
+    """
+    path = Path(getattr(source, "path", None) or source)
+    if getattr(source, "gguf_file", None):
+        path = path / source.gguf_file
+    if not path.exists():
+        raise CheckpointNotFound(
+            f"{path} does not exist on this machine. Give a local directory; download a model of the hub first, with "
+            "huggingface_hub.snapshot_download()."
+        )
+    return path
+
+
+def _load_gguf(model: Any, wanted: Mapping[str, Tensor], path: Path) -> BaseWeightsReport:
+    from automodel_ckpt.hf.gguf_file import gguf_tensors
+
+    loaded: set[str] = set()
+    for name, tensor in gguf_tensors(model, path):
+        if name in wanted:
+            _copy_local(wanted[name], tensor, name, path)
+            loaded.add(name)
+    missing = tuple(sorted(wanted.keys() - loaded))
+    return BaseWeightsReport(len(loaded), path.stat().st_size, missing, ())
+
+
+@torch.no_grad()
+def _copy_local(target: Tensor, full: Tensor, name: str, path: Path) -> None:
+    """Copy this rank's part of a whole tensor."""
+    _check_shape(name, tuple(full.shape), tuple(target.shape), path)
+    box, local = local_part(target)
+    local.copy_(whole(full.shape).view(full, box))
+
+
+def _check_shape(name: str, found: tuple[int, ...], expected: tuple[int, ...], path: Path) -> None:
+    if found != expected:
+        raise StateMismatch(f"{name}: shape {list(found)} in {path}, {list(expected)} here.")
+
+
+def _load_safetensors(model: Any, wanted: Mapping[str, Tensor], path: Path, strict: bool) -> BaseWeightsReport:
+    files = _Files(base_files(path))
+    groups = disk_groups(model, wanted)
+    found = match_names(model, groups, files.tensors)
+    missing = sorted(name for group in groups for name in group.disk if name not in found)
+    unexpected = tuple(sorted(files.tensors.keys() - set(found.values())))
+    if strict and (missing or unexpected):
+        return BaseWeightsReport(0, 0, tuple(missing), unexpected)
+    complete = [group for group in groups if all(name in found for name in group.disk)]
+    whole_groups = [group for group in complete if not _plan(group, wanted, found, files)]
+    total = files.read()
+    for group in whole_groups:
+        total += _load_whole(group, wanted, found, files)
+    loaded = sum(len(group.memory) for group in complete)
+    return BaseWeightsReport(loaded, total, tuple(missing), unexpected)
+
+
+@dataclass
+class _Files:
+    """The safetensors files of a source: where each tensor lies, and what is to be read of them."""
+
+    paths: Iterable[Path]
+    tensors: dict[str, tuple[Path, TensorRecord]] = field(default_factory=dict)
+    sizes: dict[Path, FileRecord] = field(default_factory=dict)
+    targets: dict[Path, list[Target]] = field(default_factory=lambda: defaultdict(list))
+
+    def __post_init__(self) -> None:
+        """Read the headers."""
+        for path in self.paths:
+            with LocalDirectory(path.parent).open_read(path.name) as fd:
+                entries, _ = read_header(fd, where=path)
+                self.sizes[path] = FileRecord(os.fstat(fd).st_size, ())
+            for name, entry in entries.items():
+                chunk = Chunk(path.name, entry.start, whole(entry.shape))
+                self.tensors[name] = (path, TensorRecord(entry.dtype, entry.shape, (chunk,)))
+
+    def want(self, name: str, box: Box, local: Tensor) -> None:
+        """Note that ``box`` of a tensor is to be read into ``local``."""
+        path, record = self.tensors[name]
+        for found in targets_for(name, record, box, local).values():
+            self.targets[path] += found
+
+    def read(self) -> int:
+        """Read what was noted; return the number of bytes."""
+        return sum(
+            read_file(LocalDirectory(path.parent), path.name, self.sizes[path], found, hashed=False, threads=2)
+            for path, found in self.targets.items()
+        )
+
+
+def _plan(group: Group, wanted: Mapping[str, Tensor], found: Mapping[str, str], files: _Files) -> bool:
+    """Note what this rank reads of a group; False if the group can only be read whole."""
+    pieces = pieces_of(group, wanted)
+    if pieces is None:
+        return False
+    for piece in pieces:
+        path, record = files.tensors[found[piece.disk]]
+        _check_shape(_label(group, piece.disk, piece.memory), record.shape, group.disk[piece.disk], path)
+        part = piece.local(wanted[piece.memory])
+        if part is not None:
+            files.want(found[piece.disk], *part)
+    return True
+
+
+def _label(group: Group, disk: str, memory: str) -> str:
+    return memory if len(group.disk) == 1 else f"{memory} ({disk})"
+
+
+def _load_whole(group: Group, wanted: Mapping[str, Tensor], found: Mapping[str, str], files: _Files) -> int:
+    disk = {}
+    for name, shape in group.disk.items():
+        path, record = files.tensors[found[name]]
+        _check_shape(_label(group, name, group.memory[0]), record.shape, shape, path)
+        disk[name] = read_tensors(path, [found[name]])[found[name]]
+    for name, tensor in invert(group, disk, wanted).items():
+        _copy_local(wanted[name], tensor, name, files.tensors[found[next(iter(group.disk))]][0])
+    return sum(tensor.numel() * tensor.element_size() for tensor in disk.values())

@@ -7,7 +7,7 @@ rehearsal on the meta device shows which tensors only change their name, and whi
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from automodel_ckpt.errors import UnsupportedState
+from automodel_ckpt.model_state import clean_name
 
 Convert = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
@@ -90,3 +91,46 @@ def _reverter(model: Any) -> Convert:
     from transformers.core_model_loading import revert_weight_conversion
 
     return lambda tensors: revert_weight_conversion(model, dict(tensors))
+
+
+def match_names(model: Any, groups: Iterable[Group], available: Iterable[str]) -> dict[str, str]:
+    """Expected name on disk -> the name in the files, which may spell it as the hub, an older release, or memory does.
+
+    A file's tensor that matches no expected name, or one that another tensor matches already, is left out.
+    """
+    names = set(available)
+    expected = [name for group in groups for name in group.disk]
+    found = {name: name for name in expected if name in names}
+    rest = names - found.keys()
+    if not rest or len(found) == len(expected):
+        return found
+    canonical = _canonical_name(model)
+    wanted = {canonical(name): name for name in expected if name not in found}
+    for name in sorted(rest):
+        meant = wanted.get(canonical(name))
+        if meant is not None and meant not in found:
+            found[meant] = name
+    return found
+
+
+def _canonical_name(model: Any) -> Callable[[str], str]:
+    """Transformers' renaming of a name on disk as it loads, fusing left out: every spelling gives the same name."""
+    if not hasattr(model, "config") or not hasattr(model, "save_pretrained"):
+        return lambda name: name
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+    steps = get_model_conversion_mapping(model)
+    renamings = [step for step in steps if isinstance(step, WeightRenaming)]
+    converters = [step for step in steps if isinstance(step, WeightConverter)]
+    live = {clean_name(name): tensor for name, tensor in model.state_dict().items()}
+    prefix = model.base_model_prefix
+
+    def canonical(name: str) -> str:
+        renamed, fused = rename_source_key(name, renamings, converters, prefix, live)
+        if fused is None:
+            return renamed
+        # One of several tensors that become one: only its own name tells them apart.
+        return rename_source_key(name, renamings, [])[0].removeprefix(f"{prefix}.")
+
+    return canonical
