@@ -9,7 +9,7 @@ from automodel_ckpt import CheckpointNotFound, StateMismatch, UnsupportedState, 
 from automodel_ckpt.boxes import whole
 from automodel_ckpt.faults import ranks
 from automodel_ckpt.hf.base_weights import load_base_weights
-from automodel_ckpt.hf.names import Group
+from automodel_ckpt.hf.names import Group, disk_groups
 from automodel_ckpt.hf.pieces import invert, pieces_of
 
 transformers = pytest.importorskip("transformers")
@@ -260,3 +260,20 @@ def test_conversion_that_computes_is_refused():
     group = Group(("w",), {"a": (4,)}, lambda tensors: {"a": tensors["w"].float() * 2})
     with pytest.raises(UnsupportedState, match=r"'w' is computed from 1 tensors on disk.*from_pretrained"):
         invert(group, {"a": memory["w"] * 2}, memory)
+
+
+@pytest.mark.parametrize("family", ["LlavaForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration"])
+def test_names_on_disk_do_not_depend_on_sharding(tmp_path, family):
+    """FSDP2 changes class names, by which Transformers looks its conversions up."""
+    plain = {name for group in disk_groups(_family(family, 0), _family(family, 0).state_dict()) for name in group.disk}
+
+    def work(rank):
+        from torch.distributed.fsdp import fully_shard
+
+        model = _family(family, 0)
+        fully_shard(model.model.language_model)
+        fully_shard(model)
+        assert {name for group in disk_groups(model, model.state_dict()) for name in group.disk} == plain
+        assert type(model).__name__ == f"FSDP{family}"
+
+    ranks.run(2, work)

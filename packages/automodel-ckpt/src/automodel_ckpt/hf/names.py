@@ -86,11 +86,45 @@ def _layer(name: str) -> str:
 
 def _reverter(model: Any) -> Convert:
     """Transformers' conversion from memory to disk for this model."""
-    if not hasattr(model, "config") or not hasattr(model, "save_pretrained"):
+    if not _is_transformers(model):
         return lambda tensors: dict(tensors)
-    from transformers.core_model_loading import revert_weight_conversion
+    from transformers.core_model_loading import PrefixChange, revert_weight_conversion
 
-    return lambda tensors: revert_weight_conversion(model, dict(tensors))
+    steps = getattr(model, "_weight_conversions", None)
+    if steps is None:
+        # As Transformers itself decides for a model that from_pretrained did not make.
+        steps = [step for step in _conversions(model, add_legacy=False) if not isinstance(step, PrefixChange)] or None
+    converted = _WithConversions(model, steps)
+    return lambda tensors: revert_weight_conversion(converted, dict(tensors))
+
+
+def _is_transformers(model: Any) -> bool:
+    return hasattr(model, "config") and hasattr(model, "save_pretrained")
+
+
+class _WithConversions:
+    """A model seen with conversions that were found for it."""
+
+    def __init__(self, model: Any, steps: list | None) -> None:
+        self._model, self._weight_conversions = model, steps
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+
+def _conversions(model: Any, **keys: Any) -> list:
+    """Transformers' conversion steps of a model. It looks them up by class name, which FSDP2 changes."""
+    from torch.distributed.fsdp import FSDPModule
+    from transformers.conversion_mapping import get_model_conversion_mapping
+
+    changed = [(module, type(module)) for module in model.modules() if isinstance(module, FSDPModule)]
+    try:
+        for module, kind in changed:
+            module.__class__ = next(base for base in kind.__bases__ if base is not FSDPModule)
+        return get_model_conversion_mapping(model, **keys)
+    finally:
+        for module, kind in changed:
+            module.__class__ = kind
 
 
 def match_names(model: Any, groups: Iterable[Group], available: Iterable[str]) -> dict[str, str]:
@@ -115,12 +149,11 @@ def match_names(model: Any, groups: Iterable[Group], available: Iterable[str]) -
 
 def _canonical_name(model: Any) -> Callable[[str], str]:
     """Transformers' renaming of a name on disk as it loads, fusing left out: every spelling gives the same name."""
-    if not hasattr(model, "config") or not hasattr(model, "save_pretrained"):
+    if not _is_transformers(model):
         return lambda name: name
-    from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
-    steps = get_model_conversion_mapping(model)
+    steps = _conversions(model)
     renamings = [step for step in steps if isinstance(step, WeightRenaming)]
     converters = [step for step in steps if isinstance(step, WeightConverter)]
     live = {clean_name(name): tensor for name, tensor in model.state_dict().items()}
