@@ -13,6 +13,7 @@ _HOMES = {
     "SlurmConfig": "automodel_recipes.launch.slurm",
     "TrainOptions": "automodel_recipes.options",
     "VLMFinetuneRecipe": "automodel_recipes.vlm.finetune",
+    "VLMKnowledgeDistillationRecipe": "automodel_recipes.vlm.kd",
     "load_config": "automodel_core.config",
     "setup_logging": "automodel_recipes.loggers.logging_setup",
 }

@@ -314,7 +314,8 @@ _VLM: dict[str, Section] = {
     "validation_dataset": replace(_LLM["validation_dataset"], offers=_VLM_OFFERS),
 }
 
-_KD = {**_LLM, "teacher_model": Section("The model to learn from.", kind="model", required=True)}
+_TEACHER = {"teacher_model": Section("The model to learn from.", kind="model", required=True)}
+_KD = {**_LLM, **_TEACHER}
 
 _NOT_FOR_CLASSES = ("packed_sequence", "evaluation")
 _SEQ_CLS = {name: section for name, section in _LLM.items() if name not in _NOT_FOR_CLASSES}
@@ -324,6 +325,7 @@ RECIPES: dict[str, dict[str, Section]] = {
     "LLMFinetuneRecipe": _LLM,
     "SequenceClassificationRecipe": _SEQ_CLS,
     "VLMFinetuneRecipe": _VLM,
+    "VLMKnowledgeDistillationRecipe": {**_VLM, **_TEACHER},
 }
 """Sections by recipe name. A recipe that another package registers has the sections of the one it derives from."""
 

@@ -11,6 +11,7 @@ import yaml
 from automodel_core.config import load_config
 from automodel_recipes.options import TrainOptions
 from automodel_recipes.vlm.finetune import VLMFinetuneRecipe
+from automodel_recipes.vlm.kd import VLMKnowledgeDistillationRecipe
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,14 @@ def qwen(families: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def train(qwen: Path, tmp_path: Path) -> Any:
     """``train(name, steps=..., resume=..., **sections)`` runs in this process; returns the recipe."""
 
-    def run(name: str, *, resume: str = "never", max_steps: int | None = None, **sections: Any) -> VLMFinetuneRecipe:
+    def run(
+        name: str,
+        *,
+        resume: str = "never",
+        max_steps: int | None = None,
+        kind: Any = VLMFinetuneRecipe,
+        **sections: Any,
+    ) -> VLMFinetuneRecipe:
         config = {
             "recipe": "VLMFinetuneRecipe",
             "seed": 3,
@@ -46,7 +54,7 @@ def train(qwen: Path, tmp_path: Path) -> Any:
         config["checkpoint"].update(sections.get("checkpoint", {}))
         path = tmp_path / f"{name}.yaml"
         path.write_text(yaml.safe_dump(config))
-        recipe = VLMFinetuneRecipe(load_config(path), TrainOptions(resume=resume, quiet=True, max_steps=max_steps))
+        recipe = kind(load_config(path), TrainOptions(resume=resume, quiet=True, max_steps=max_steps))
         try:
             recipe.setup()
             recipe.train()
@@ -71,6 +79,29 @@ def test_one_by_four_is_four_by_one_with_images_and_text_mixed(train: Any) -> No
     split = train("split", step_scheduler={"global_batch_size": 4, "local_batch_size": 1, "max_steps": 4})
     assert losses(split) == pytest.approx(losses(whole), rel=1e-5)
     assert losses(whole)[-1] < losses(whole)[0]
+
+
+def test_a_teacher_that_sees_the_same_pictures(train: Any, qwen: Path, families: Any, tmp_path: Path) -> None:
+    """Learning from another model's distribution brings the student nearer to it; from itself it stays put."""
+    torch.manual_seed(1)
+    teacher = type(families("qwen2_5_vl")[1])(families("qwen2_5_vl")[1].config)
+    teacher.save_pretrained(tmp_path / "teacher")
+    target = "automodel_core.NeMoAutoModelForImageTextToText.from_pretrained"
+
+    def distilled(name: str, source: Any) -> VLMFinetuneRecipe:
+        section = {"_target_": target, "pretrained_model_name_or_path": str(source), "dtype": "float32"}
+        loss = {"_target_": "kd_loss", "kd_ratio": 1.0}
+        return train(name, kind=VLMKnowledgeDistillationRecipe, teacher_model=section, loss_fn=loss)
+
+    recipe = distilled("other", tmp_path / "teacher")
+    assert losses(recipe)[-1] < 0.9 * losses(recipe)[0]
+    assert losses(distilled("itself", qwen))[0] < 1e-6
+
+
+@pytest.mark.parametrize("loss", ["chunked_ce", "fused_linear_ce"])
+def test_every_loss_is_the_masked_one(train: Any, loss: str) -> None:
+    reference = train("masked")
+    assert losses(train(loss, loss_fn={"_target_": loss})) == pytest.approx(losses(reference), rel=1e-5)
 
 
 def test_a_resumed_run_is_the_uninterrupted_one(train: Any) -> None:

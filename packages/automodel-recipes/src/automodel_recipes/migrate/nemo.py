@@ -172,9 +172,9 @@ def _recipe(draft: Draft) -> None:
         return
     draft.drop("recipe", "it is empty")
     target = str(draft.get("model._target_") or "")
-    recipe = (
-        "VLMFinetuneRecipe" if "ImageTextToText" in target or find(draft.root, "processor") else "LLMFinetuneRecipe"
-    )
+    takes_images = "ImageTextToText" in target or find(draft.root, "processor") is not None
     if find(draft.root, "teacher_model") is not None:
-        recipe = "KnowledgeDistillationRecipe"
+        recipe = "VLMKnowledgeDistillationRecipe" if takes_images else "KnowledgeDistillationRecipe"
+    else:
+        recipe = "VLMFinetuneRecipe" if takes_images else "LLMFinetuneRecipe"
     draft.add(join("", "recipe"), recipe, draft.root.source)

@@ -45,6 +45,7 @@ RECIPES = {
     "TrainFinetuneRecipeForNextTokenPrediction": "LLMFinetuneRecipe",
     "FinetuneRecipeForVLM": "VLMFinetuneRecipe",
     "KnowledgeDistillationRecipeForNextTokenPrediction": "KnowledgeDistillationRecipe",
+    "KnowledgeDistillationRecipeForVLM": "VLMKnowledgeDistillationRecipe",
     "TrainFinetuneRecipeForSequenceClassification": "SequenceClassificationRecipe",
 }
 
