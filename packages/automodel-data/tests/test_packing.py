@@ -67,7 +67,7 @@ def test_split_across_pack_fills_every_pack_and_keeps_every_token():
 
 def test_rows_isolate_documents():
     rows = build_unpacked_dataset(num_sentences=30)
-    packed = PackedSequence(rows, split="train", packed_sequence_size=100).pack()
+    packed = PackedSequence(rows, packed_sequence_size=100).pack()
     seen = []
     for i in range(len(packed)):
         row = packed[i]
@@ -111,3 +111,9 @@ def test_a_document_longer_than_a_pack_is_refused_or_dropped_and_counted():
 def test_unknown_strategy_lists_the_known_ones():
     with pytest.raises(DataError, match=r"'greedy' is not known. Choose one of bfd, window, sequential"):
         pack_lengths(np.array([1]), 4, strategy="greedy")
+
+
+def test_a_split_of_packs_is_said_to_have_no_effect(caplog):
+    rows = [{"input_ids": [1, 2], "labels": [1, 2]}]
+    PackedSequence(rows, "train", packed_sequence_size=4)
+    assert "packed_sequence.split has no effect" in caplog.text

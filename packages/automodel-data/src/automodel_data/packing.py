@@ -5,6 +5,7 @@ Only lengths are looked at while packing, and only ids are kept: tokens are read
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,6 +14,8 @@ import numpy as np
 
 from automodel_data.errors import DataError
 from automodel_data.order import permuted
+
+logger = logging.getLogger(__name__)
 
 IGNORE_INDEX = -100
 STRATEGIES = ("bfd", "window", "sequential")
@@ -141,7 +144,7 @@ class PackedSequence:
 
     Args:
         dataset: map-style rows of token ids; ``lengths`` is used where it has them.
-        split: accepted for old configurations; the dataset is already a split.
+        split: accepted for old configurations, with a warning; the dataset is already a split.
         packed_sequence_size: most tokens of a row.
         split_across_pack: cut documents at the end of a pack and go on in the next (strategy ``sequential``).
         max_packs: keep only so many.
@@ -164,6 +167,8 @@ class PackedSequence:
         drop_long_samples: bool = False,
         seed: int = 0,
     ) -> None:
+        if split is not None:
+            logger.warning("packed_sequence.split has no effect: the dataset is a split already. Remove it.")
         if packed_sequence_size < 2:
             raise DataError(f"packed_sequence_size={packed_sequence_size}: at least 2 tokens are needed per pack.")
         self.dataset, self.size = dataset, packed_sequence_size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -13,6 +14,8 @@ from automodel_data.rows import Conversation
 from automodel_data.sources import open_source
 from automodel_data.store import TokenDataset
 from automodel_data.templates import ChatTemplate, Rendered
+
+logger = logging.getLogger(__name__)
 
 _ROLES = ("context", "question", "answer")
 
@@ -30,7 +33,7 @@ class ColumnMappedTextInstructionDataset(TokenDataset):
         split, name: split and configuration of a hub dataset.
         answer_only_loss_mask: False trains every token.
         use_chat_template: None uses the tokenizer's template where there is one.
-        start_of_turn_token: accepted so that old configurations load; turns are found without it.
+        start_of_turn_token: accepted so that old configurations load, with a warning; turns are found without it.
         seq_length, overflow, on_bad, max_bad_fraction, limit_dataset_samples, num_proc, cache: as for `ChatDataset`.
 
     Raises: DataError: a mapping without question and answer, a column that is not there, or nothing to train on.
@@ -55,6 +58,8 @@ class ColumnMappedTextInstructionDataset(TokenDataset):
         num_proc: int = 1,
         cache: bool = True,
     ) -> None:
+        if start_of_turn_token is not None:
+            logger.warning("start_of_turn_token has no effect: turns are found without it. Remove it.")
         policy = RowPolicy(seq_length=seq_length, overflow=overflow, on_bad=on_bad, max_bad_fraction=max_bad_fraction)
         render = qa_renderer(tokenizer, answer_only=answer_only_loss_mask, use_chat_template=use_chat_template)
         table, report = encode_source(
