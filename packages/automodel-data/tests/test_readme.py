@@ -45,10 +45,11 @@ def run(number: int, names: dict[str, Any]) -> None:
 
 
 def test_our_own_blocks_run_one_after_another(given: dict[str, Any]) -> None:
-    assert len(BLOCKS) == 4
-    for number in range(3):
+    assert len(BLOCKS) == 5
+    for number in range(4):
         run(number, given)
     assert (given["state"]["epoch"], given["dataset"].report.num_kept) == (1, 80)
+    assert next(iter(given["mixed"]))["sample_id"] == 0
     assert given["packed"].utilisation > 0
 
 
@@ -69,7 +70,7 @@ def test_the_block_of_other_trainers_runs(given: dict[str, Any]) -> None:
         "SFTConfig": lambda *_, **keys: trl.SFTConfig("out", **common, **keys),
         "default_collater": default_collater,
     }
-    run(3, given)
+    run(4, given)
 
 
 def test_the_shell_commands_exist() -> None:

@@ -13,6 +13,7 @@ from store_servers import GoogleBucket, Hub, serving
 
 from automodel_data.errors import DataError
 from automodel_data.sources import open_source
+from automodel_data.stream_sources import START, open_stream
 
 pytestmark = pytest.mark.more  # clients of clouds take seconds to import
 
@@ -71,7 +72,8 @@ def test_google(monkeypatch):
 HUB = """
 import json
 from automodel_data.sources import open_source
-from test_stores import numbers, refusal
+from automodel_data.stream_sources import START, open_stream
+from test_stores import numbers, refusal, streamed
 
 print(json.dumps({
     "url": numbers("hf://datasets/org/name/train.jsonl"),
@@ -84,6 +86,7 @@ print(json.dumps({
     "no revision": refusal("org/name@v9"),
     "no repository": refusal("org/other"),
     "no split": refusal("org/name", split="dev"),
+    "streamed": streamed("org/name@v1"),
 }))
 """
 
@@ -97,6 +100,15 @@ def refusal(given: str, **options: str) -> str:
     with pytest.raises(DataError) as caught:
         open_source(given, **options)
     return str(caught.value)
+
+
+def streamed(given: str) -> list:
+    """Rows of a hub set that is read as it arrives, and the position in the middle of it."""
+    source = open_stream(given)
+    reader = source.read(START)
+    numbers = [row["n"] for _, row in reader]
+    rest = [row["n"] for _, row in source.read(reader.position(1))]
+    return [type(source).__name__, len(source.parts), numbers, rest]
 
 
 def on_hub(code: str, address: str, directory: Path) -> dict:
@@ -115,6 +127,7 @@ def test_hub(tmp_path):
     assert found["url"] == found["directory"] == found["id"] == found["id at revision"] == [0, 1, 2]
     assert found["test split"] == found["revision in url"] == [3]
     assert found["place"] == ["hf://datasets/org/name/train.jsonl", 3]
+    assert found["streamed"] == ["HubRows", 1, [0, 1, 2], [1, 2]]
     for case, message in {
         "no revision": "Revision 'v9' doesn't exist",
         "no repository": "the hub has no such dataset",

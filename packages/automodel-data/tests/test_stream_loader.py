@@ -76,10 +76,11 @@ def test_windows_do_not_depend_on_the_world(path, tokenizer, world):
 
 @pytest.mark.parametrize("stop", [0, 1, 3, 4, 9, 10, 27, 28])
 @pytest.mark.parametrize(("before", "after"), [(1, 1), (2, 1), (1, 4)])
-def test_resume_by_seeking(path, tokenizer, stop, before, after):
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.more)])
+def test_resume_by_seeking(path, tokenizer, stop, before, after, workers):
     reference = loaders(path, tokenizer, 1)
     epochs = [windows(reference), windows(reference)]
-    stopped = loaders(path, tokenizer, before)[0]
+    stopped = loaders(path, tokenizer, before, num_workers=workers)[0]
     taken = len(list(itertools.islice(stopped, stop // before)))
     state = json.loads(json.dumps(stopped.state_dict()))
     resumed = loaders(path, tokenizer, after)
@@ -89,6 +90,30 @@ def test_resume_by_seeking(path, tokenizer, stop, before, after):
     assert (state["epoch"], state["cursor"]) == (0, done * 8)
     assert epochs[0][:done] + windows(resumed) == epochs[0]
     assert windows(resumed) == epochs[1]
+
+
+def test_workers_do_not_change_the_stream(path, tokenizer, monkeypatch):
+    monkeypatch.setattr("automodel_data.streaming._CHUNK", 7)  # several chunks for each worker
+    assert windows(loaders(path, tokenizer, 1, num_workers=2)) == windows(loaders(path, tokenizer, 1))
+    one, two = ChatIterableDataset(path, tokenizer), ChatIterableDataset(path, tokenizer)
+    assert stream_hash(row for row, _ in one.rows()) == stream_hash(row for row, _ in two.rows(num_workers=2))
+    assert one.report == two.report
+
+
+def test_a_bad_row_fails_the_same_with_workers(path, tokenizer):
+    for workers in (0, 2):
+        with pytest.raises(DataError, match=r"^\S*a\.jsonl:6: broken JSON.*on_bad='skip'"):
+            list(ChatIterableDataset(path, tokenizer, on_bad="fail").rows(num_workers=workers))
+
+
+def test_too_many_bad_rows_end_a_stream_once_it_can_be_judged(tmp_path, tokenizer, caplog):
+    good = json.dumps({"prompt": "q", "completion": "a"})
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join([good] * 900 + ["{broken"] * 50 + [good] * 300))
+    with pytest.raises(DataError, match=r"50 of 10\d\d rows of .* cannot be used \(.*a\.jsonl:901: broken JSON"):
+        list(ChatIterableDataset(str(path), tokenizer))
+    assert len(list(ChatIterableDataset(str(path), tokenizer, max_bad_fraction=0.05))) == 1200
+    assert "50 of 1250 rows left out" in caplog.text
 
 
 def test_the_end_of_an_epoch_is_the_start_of_the_next(path, tokenizer):
@@ -143,8 +168,6 @@ def test_a_packed_stream_has_every_row_once_and_resumes(path, tokenizer, world):
 
 
 def test_misuse_says_what_to_do(path, tokenizer, tmp_path):
-    with pytest.raises(DataError, match="num_workers=0"):
-        loaders(path, tokenizer, 1, num_workers=2)
     state = loaders(path, tokenizer, 1)[0].state_dict()
     with pytest.raises(DataError, match="shuffle_block=20 but"):
         build_dataloader(

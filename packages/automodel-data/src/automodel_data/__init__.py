@@ -16,6 +16,7 @@ _HOMES = {
     "HellaSwag": "automodel_data.llm.hellaswag",
     "MegatronDataset": "automodel_data.llm.token_files",
     "MixedDataset": "automodel_data.mixing",
+    "MixedStream": "automodel_data.mixed_stream",
     "NanoGPTDataset": "automodel_data.llm.token_files",
     "PackedSequence": "automodel_data.packing",
     "SequenceClassificationDataset": "automodel_data.llm.classification",

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from automodel_data.cache import published
+from automodel_data.chunks import encoded_chunks
 from automodel_data.encode import IGNORE_INDEX, TextEncoder, TokenRow
 from automodel_data.errors import BadRow, DataError
 from automodel_data.fingerprint import dataset_key
@@ -24,7 +25,7 @@ logger = logging.getLogger(__name__)
 OVERFLOWS = ("drop", "truncate_right", "truncate_left", "error")
 _BATCH = 512  # rows per call of the tokenizer
 _FIRST_BATCH = 32  # of a stream one often wants the first few
-_CHUNK = 2048  # rows per task of a worker process
+_CHUNK = 2048  # rows that a worker process encodes at a time
 _MAX_RECORDS = 10_000  # bad rows that are kept by name; all are counted
 
 
@@ -167,27 +168,8 @@ def _encoded(
     if num_proc == 1 or stop <= _CHUNK:
         yield from row_encoder.rows(rows_with_errors(source, 0, stop), source, report)
         return
-    import multiprocessing
-
-    # Forked workers share the source and the tokenizer without pickling; elsewhere both are sent once per task.
-    context = multiprocessing.get_context("fork" if "fork" in multiprocessing.get_all_start_methods() else None)
-    tasks = [(start, min(start + _CHUNK, stop)) for start in range(0, stop, _CHUNK)]
-    with context.Pool(num_proc, initializer=_start_worker, initargs=(source, row_encoder)) as pool:
-        for rows, part in pool.imap(_encode_chunk, tasks):
-            report.add(part)
-            yield from rows
-
-
-_worker: dict[str, Any] = {}
-
-
-def _start_worker(source: Any, row_encoder: RowEncoder) -> None:
-    _worker.update(source=source, row_encoder=row_encoder)
-
-
-def _encode_chunk(bounds: tuple[int, int]) -> tuple[list[tuple[int, TokenRow]], EncodeReport]:
-    source, report = _worker["source"], EncodeReport()
-    return list(_worker["row_encoder"].rows(rows_with_errors(source, *bounds), source, report)), report
+    chunks = [(start, min(start + _CHUNK, stop)) for start in range(0, stop, _CHUNK)]
+    yield from encoded_chunks(chunks, source, row_encoder, report, num_workers=num_proc)
 
 
 def _attempt(function: Callable[[Any], Any], value: Any) -> Any:
@@ -238,18 +220,26 @@ def check_report(
     report: EncodeReport, *, policy: RowPolicy, name: str, bad_rows_file: Path | None = None, quiet: bool = False
 ) -> None:
     """Log what was left out. Raises: DataError: too many bad rows, or nothing left."""
-    shown = "; ".join(str(record) for record in report.bad_rows[:3])
-    hint = f" {report.first_hint}" if report.first_hint else ""
     if not report.num_kept:
-        why = shown or f"all {report.num_too_long} rows are longer than seq_length={policy.seq_length}"
-        raise DataError(f"no row of {name} can be trained on: {why}.{hint} Check the format, the mask and seq_length.")
-    if report.num_bad > policy.max_bad_fraction * report.num_rows:
+        why = _first_rows(report) or f"all {report.num_too_long} rows are longer than seq_length={policy.seq_length}"
         raise DataError(
-            f"{report.num_bad} of {report.num_rows} rows of {name} cannot be used ({shown}): more than "
-            f"max_bad_fraction={policy.max_bad_fraction}.{hint} Repair them, or raise max_bad_fraction."
+            f"no row of {name} can be trained on: {why}.{_hint(report)} Check the format, the mask and seq_length."
         )
-    if quiet:
-        return
+    if report.num_bad > policy.max_bad_fraction * report.num_rows:
+        raise too_many_bad_rows(report, policy=policy, name=name)
+    if not quiet:
+        log_report(report, policy=policy, name=name, bad_rows_file=bad_rows_file)
+
+
+def too_many_bad_rows(report: EncodeReport, *, policy: RowPolicy, name: str) -> DataError:
+    return DataError(
+        f"{report.num_bad} of {report.num_rows} rows of {name} cannot be used ({_first_rows(report)}): more than "
+        f"max_bad_fraction={policy.max_bad_fraction}.{_hint(report)} Repair them, or raise max_bad_fraction."
+    )
+
+
+def log_report(report: EncodeReport, *, policy: RowPolicy, name: str, bad_rows_file: Path | None = None) -> None:
+    """Warn of rows that were left out or cut."""
     if report.num_bad:
         where = f"; every one is in {bad_rows_file}" if bad_rows_file else ""
         logger.warning(
@@ -260,6 +250,14 @@ def check_report(
             "%s: seq_length=%s dropped %d rows and truncated %d of %d (overflow=%r)",
             name, policy.seq_length, report.num_too_long, report.num_truncated, report.num_rows, policy.overflow,
         )  # fmt: skip
+
+
+def _first_rows(report: EncodeReport) -> str:
+    return "; ".join(str(record) for record in report.bad_rows[:3])
+
+
+def _hint(report: EncodeReport) -> str:
+    return f" {report.first_hint}" if report.first_hint else ""
 
 
 def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -257,15 +257,16 @@ def build_dataloader(
         dp_rank, dp_size: this rank and the number of data ranks.
         seed: with the epoch, names the order.
         shuffle: False keeps the dataset's order.
-        num_workers: worker processes; never changes the order.
+        num_workers: worker processes; never changes the order. Of a stream they encode rows ahead of training.
         pin_memory: copy batches to page-locked memory.
         shuffle_block: rows that a streaming dataset is shuffled within.
 
-    Raises: DataError: an empty dataset, a size below 1, or worker processes for a streaming dataset.
+    Raises: DataError: an empty dataset, or a size below 1.
     """
     is_stream = hasattr(dataset, "num_source_rows")
+    num_samples = _rows_of_stream(dataset) if is_stream else len(dataset)
     plan = BatchPlan(
-        num_samples=dataset.num_source_rows if is_stream else len(dataset),
+        num_samples=num_samples,
         global_batch_size=global_batch_size,
         local_batch_size=local_batch_size,
         dp_rank=dp_rank,
@@ -276,12 +277,20 @@ def build_dataloader(
     if is_stream:
         from automodel_data.stream_loader import StreamLoader
 
-        if num_workers or pin_memory:
-            raise DataError(
-                "a streaming dataset is read in the training process. Set num_workers=0 and pin_memory=False."
-            )
-        return StreamLoader(dataset, plan=plan, collate_fn=collate_fn, shuffle_block=shuffle_block)
+        return StreamLoader(
+            dataset,
+            plan=plan,
+            collate_fn=collate_fn,
+            shuffle_block=shuffle_block,
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+        )
     return TrainLoader(dataset, plan=plan, collate_fn=collate_fn, num_workers=num_workers, pin_memory=pin_memory)
+
+
+def _rows_of_stream(dataset: Any) -> int:
+    """Rows of a stream for the plan, whose arithmetic on whole epochs no stream uses: 1 where that is not known."""
+    return 1 if dataset.num_source_rows is None else dataset.num_source_rows
 
 
 def build_eval_dataloader(

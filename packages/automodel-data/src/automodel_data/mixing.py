@@ -57,10 +57,15 @@ class MixedDataset:
             raise DataError(f"by={by!r} is not known. Choose 'samples' or 'tokens'.")
         if not datasets:
             raise DataError("a mixture of no datasets: at least one is needed. Name them in `datasets`.")
+        if streams := [name for name, dataset in datasets.items() if not hasattr(dataset, "__len__")]:
+            raise DataError(
+                f"dataset {streams[0]!r} of the mixture is a stream. Use MixedStream (`mixture_stream`) for streams, "
+                "or name a map-style dataset."
+            )
         self.names, self.datasets = list(datasets), list(datasets.values())
         self._lengths = [row_lengths(dataset) for dataset in self.datasets]
         sizes = [len(n) if by == "samples" else int(n.sum()) for n in self._lengths]
-        self._weights = _checked_weights(self.names, weights, sizes)
+        self._weights = checked_weights(self.names, weights, sizes)
         self._by, self._seed = by, seed
         self._source, self._draw = self._schedule(num_samples or sum(len(d) for d in self.datasets))
 
@@ -122,7 +127,7 @@ class MixedDataset:
         return rows
 
 
-def _checked_weights(names: list[str], weights: Mapping[str, float] | None, sizes: list[int]) -> list[float]:
+def checked_weights(names: list[str], weights: Mapping[str, float] | None, sizes: list[int]) -> list[float]:
     if min(sizes) < 1:
         raise DataError(f"dataset {names[sizes.index(min(sizes))]!r} of the mixture has no rows. Leave it out.")
     if weights is None:

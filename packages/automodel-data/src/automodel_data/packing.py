@@ -267,7 +267,8 @@ class PackedStream:
     def __init__(self, dataset: Any, *, size: int, strategy: str, drop_long_samples: bool) -> None:
         self.dataset, self.size = dataset, size
         self._strategy, self._drop_long = strategy, drop_long_samples
-        self.source, self.num_source_rows, self.rows = dataset.source, dataset.num_source_rows, dataset.rows
+        self.name, self.num_source_rows = dataset.name, dataset.num_source_rows
+        self.start, self.rows = dataset.start, dataset.rows
 
     def pack_block(self, rows: list[dict[str, Any]]) -> list[dict[str, list[int]]]:
         """Packed rows of one block. Raises: DataError: a document longer than a pack, unless those are dropped."""

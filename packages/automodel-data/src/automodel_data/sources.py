@@ -49,7 +49,7 @@ def open_source(path_or_dataset_id: Any, *, split: str = "train", name: str | No
     if isinstance(given, (list, tuple)) and given and all(isinstance(part, (str, Path)) for part in given):
         return _joined([open_source(part, split=split, name=name) for part in given])
     if not isinstance(given, (str, Path)):
-        return HubRows(given, name=type(given).__name__)
+        return LoadedRows(given, name=type(given).__name__)
     text = str(given)
     if is_url(text):
         return _open_url(text, split=split)
@@ -58,9 +58,17 @@ def open_source(path_or_dataset_id: Any, *, split: str = "train", name: str | No
         return _open_directory(path, split=split)
     if has_magic(text) and not path.exists():
         return _joined([open_file(Path(found)) for found in sorted(glob(text, recursive=True))] or _nothing(text))
-    if path.exists() or _kind(path) in _SUFFIXES:
-        return open_file(path)
-    return HubRows(_load_hub(text, split=split, name=name), name=text)
+    if is_hub_id(given):
+        return LoadedRows(_load_hub(text, split=split, name=name), name=text)
+    return open_file(path)
+
+
+def is_hub_id(given: Any) -> bool:
+    """Whether `open_source` would look for this on the hub: text that names no file, directory, glob or URL."""
+    if not isinstance(given, (str, Path)) or is_url(str(given)):
+        return False
+    path = Path(given)
+    return not path.exists() and not has_magic(str(given)) and _kind(path) not in _SUFFIXES
 
 
 def open_file(path: Path, *, name: str | None = None) -> Any:
@@ -71,7 +79,7 @@ def open_file(path: Path, *, name: str | None = None) -> Any:
     plain = path if path.suffix not in (*_COMPRESSED, ".zst") else _decompressed(path)
     if kind in (".jsonl", ".ndjson", ".json"):
         if kind == ".json" and _first_byte(plain) == b"[":
-            return HubRows(_json_array(plain, shown), name=shown, path=plain)
+            return LoadedRows(_json_array(plain, shown), name=shown, path=plain)
         return JsonLines(plain, name=shown)
     if kind == ".txt":
         return TextDocuments(plain, name=shown)
@@ -80,17 +88,17 @@ def open_file(path: Path, *, name: str | None = None) -> Any:
 
         return TarRows(plain, name=shown)
     if kind in _TABLES:
-        return HubRows(_load_table(plain, kind, shown), name=shown, path=plain)
+        return LoadedRows(_load_table(plain, kind, shown), name=shown, path=plain)
     raise DataError(f"{shown} is of an unknown kind. Known: {', '.join(_SUFFIXES)}. Rename or convert it.")
 
 
-class HubRows:
+class LoadedRows:
     """Rows of a ``datasets.Dataset`` or any sequence of dicts."""
 
     def __init__(self, rows: Any, *, name: str, path: Path | None = None) -> None:
         self.rows, self.name, self._path = rows, name, path
         if not len(rows):
-            raise DataError(f"{name} is empty: at least one row is needed. Check the file or the split.")
+            raise _empty(name)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -202,6 +210,10 @@ def rows_with_errors(source: Any, start: int = 0, stop: int | None = None) -> It
             yield i, error
 
 
+def _empty(shown: str) -> DataError:
+    return DataError(f"{shown} is empty: at least one row is needed. Check the file or the split, or leave it out.")
+
+
 def _kind(path: Path) -> str:
     return Path(path.stem).suffix if path.suffix in (*_COMPRESSED, ".zst") else path.suffix
 
@@ -220,7 +232,7 @@ def _open_directory(path: Path, *, split: str) -> Any:
     if (path / "dataset_info.json").is_file() and (path / "state.json").is_file():
         from datasets import load_from_disk
 
-        return HubRows(load_from_disk(str(path)), name=str(path))
+        return LoadedRows(load_from_disk(str(path)), name=str(path))
     files = sorted(p for p in path.rglob("*") if p.is_file())
     chosen = [files[i] for i in _of_split([p.relative_to(path) for p in files], split)]
     if not chosen:
@@ -298,9 +310,18 @@ def _load_table(path: Path, kind: str, shown: str) -> Any:
     }
     try:
         return readers[_TABLES[kind]]()
-    except (OSError, ValueError, ArithmeticError, RuntimeError) as error:
+    except read_errors() as error:
         cause = error.__cause__ or error
+        if "corresponds to no data" in str(cause):  # how datasets says that there are no rows
+            raise _empty(shown) from None
         raise DataError(f"{shown} cannot be read as {_TABLES[kind]}: {cause}. Check that it is whole.") from error
+
+
+def read_errors() -> tuple[type[Exception], ...]:
+    """What ``datasets`` raises where it cannot read; its own errors are of no built-in kind."""
+    from datasets.exceptions import DatasetsError
+
+    return DatasetsError, OSError, ValueError, ArithmeticError, RuntimeError, LookupError
 
 
 def _load_hub(dataset_id: str, *, split: str, name: str | None) -> Any:
@@ -309,10 +330,19 @@ def _load_hub(dataset_id: str, *, split: str, name: str | None) -> Any:
     repo, _, revision = dataset_id.partition("@")
     try:
         return load_dataset(repo, name, split=split, revision=revision or None)
-    except (OSError, ValueError) as error:
+    except read_errors() as error:
         raise DataError(
             f"{dataset_id!r} is no file here, and the hub has no such dataset: {error}. Check the path or id."
         ) from error
 
 
-__all__ = ["JsonLines", "open_file", "open_source", "parse_json_row", "rows_with_errors", "source_fingerprint"]
+__all__ = [
+    "JsonLines",
+    "is_hub_id",
+    "open_file",
+    "open_source",
+    "parse_json_row",
+    "read_errors",
+    "rows_with_errors",
+    "source_fingerprint",
+]

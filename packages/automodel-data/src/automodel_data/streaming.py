@@ -1,18 +1,27 @@
-"""Datasets that are read as they are trained on: nothing is encoded before it is needed, nothing is kept."""
+"""Datasets that are read as they are trained on: nothing is encoded before it is needed, nothing is kept.
+
+Streams, `MixedStream` among them, have ``name``, ``num_source_rows`` (None where that is not known), ``start()`` and
+``rows(position)``, which yields rows, each with the position behind it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import islice, takewhile
 from typing import Any
 
 from torch.utils.data import IterableDataset
 
-from automodel_data.build import RowEncoder, RowPolicy
+from automodel_data.build import RowEncoder, RowPolicy, log_report, too_many_bad_rows
+from automodel_data.chunks import encoded_chunks
 from automodel_data.llm.chat import chat_encoder
 from automodel_data.llm.column_mapped import column_encoder, qa_renderer
-from automodel_data.sources import open_source, rows_with_errors
 from automodel_data.store import EncodeReport
+from automodel_data.stream_sources import START, FileRows, Position, open_stream
 from automodel_data.templates import ChatTemplate
+
+_CHUNK = 256  # rows that a worker process encodes at a time
+_ROWS_TO_JUDGE = 1000  # a stream cannot be judged whole beforehand, and not by its first few rows
 
 
 class StreamingTokenDataset(IterableDataset):
@@ -21,30 +30,58 @@ class StreamingTokenDataset(IterableDataset):
     Rows carry ``sample_id``, their number in the source. ``report`` accounts for the rows read so far.
 
     Args:
-        source: random access to raw rows (`sources.open_source`).
+        source: a stream source (`stream_sources`), or random access to raw rows (`sources.open_source`).
         row_encoder: what makes tokens of a row.
         limit: use only the first rows.
     """
 
     def __init__(self, source: Any, row_encoder: RowEncoder, *, limit: int | None = None) -> None:
-        self.source, self.row_encoder = source, row_encoder
-        self.num_source_rows = len(source) if limit is None else min(limit, len(source))
+        self.source = source if hasattr(source, "read") else FileRows(source)
+        self.name, self.row_encoder, self._limit = self.source.name, row_encoder, limit
+        known = [n for n in (self.source.num_rows, limit) if n is not None]
+        self.num_source_rows = min(known) if self.source.num_rows is not None else None
         self.report = EncodeReport()
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        return self.rows()
+        return (row for row, _ in self.rows())
 
-    def rows(self, start: int = 0) -> Iterator[dict[str, Any]]:
-        """Rows from source row ``start`` on. Raises: DataError: a bad row under ``on_bad="fail"``."""
-        if start == 0:
+    def start(self) -> Position:
+        return START
+
+    def rows(
+        self, position: Position = START, *, num_workers: int = 0
+    ) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+        """Rows from ``position`` on, each with the position behind it; ``num_workers`` processes encode ahead.
+
+        Raises: DataError: a bad row under ``on_bad="fail"``, more of them than ``max_bad_fraction`` once a thousand
+            rows were read, or a source that breaks off.
+        """
+        if position["row"] == 0:
             self.report = EncodeReport()
-        numbered = rows_with_errors(self.source, start, self.num_source_rows)
-        for i, row in self.row_encoder.rows(numbered, self.source, self.report):
-            yield {"input_ids": row.input_ids.tolist(), "labels": row.labels.tolist(), "sample_id": i}
+        reader = self.source.read(position)
+        numbered = takewhile(lambda item: self._limit is None or item[0] < self._limit, reader)
+        if num_workers:
+            chunks = iter(lambda: list(islice(numbered, _CHUNK)), [])
+            encoded = encoded_chunks(chunks, self.source, self.row_encoder, self.report, num_workers=num_workers)
+        else:
+            encoded = self.row_encoder.rows(numbered, self.source, self.report)
+        for i, row in encoded:
+            self._refuse_too_many_bad_rows()
+            values = {"input_ids": row.input_ids.tolist(), "labels": row.labels.tolist(), "sample_id": i}
+            yield values, reader.position(i + 1)
+        self._refuse_too_many_bad_rows()
+        if self.report.num_bad or self.report.num_too_long or self.report.num_truncated:
+            log_report(self.report, policy=self.row_encoder.policy, name=self.name)
+
+    def _refuse_too_many_bad_rows(self) -> None:
+        report, allowed = self.report, self.row_encoder.policy.max_bad_fraction
+        if report.num_rows < _ROWS_TO_JUDGE or report.num_bad <= allowed * report.num_rows:
+            return
+        raise too_many_bad_rows(report, policy=self.row_encoder.policy, name=self.name)
 
 
 class ChatIterableDataset(StreamingTokenDataset):
-    """`ChatDataset`, streamed; arguments as there."""
+    """`ChatDataset`, streamed; arguments as there. Hub ids are read as they arrive, without a download before."""
 
     def __init__(
         self,
@@ -61,14 +98,15 @@ class ChatIterableDataset(StreamingTokenDataset):
         chat_template: str | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
         on_bad: str = "skip",
+        max_bad_fraction: float = 0.01,
         limit_dataset_samples: int | None = None,
     ) -> None:
         template = ChatTemplate(tokenizer, chat_template=chat_template, template_kwargs=template_kwargs)
-        policy = RowPolicy(seq_length=seq_length, overflow=overflow, on_bad=on_bad)
+        policy = RowPolicy(seq_length=seq_length, overflow=overflow, on_bad=on_bad, max_bad_fraction=max_bad_fraction)
         encoder = chat_encoder(
             tokenizer, template, policy=policy, mask=mask, format=format, column_mapping=column_mapping
         )
-        super().__init__(open_source(path_or_dataset_id, split=split, name=name), encoder, limit=limit_dataset_samples)
+        super().__init__(open_stream(path_or_dataset_id, split=split, name=name), encoder, limit=limit_dataset_samples)
 
 
 class ColumnMappedTextInstructionIterableDataset(StreamingTokenDataset):
@@ -87,10 +125,11 @@ class ColumnMappedTextInstructionIterableDataset(StreamingTokenDataset):
         seq_length: int | None = None,
         overflow: str = "drop",
         on_bad: str = "skip",
+        max_bad_fraction: float = 0.01,
         limit_dataset_samples: int | None = None,
     ) -> None:
         render = qa_renderer(tokenizer, answer_only=answer_only_loss_mask, use_chat_template=use_chat_template)
-        policy = RowPolicy(seq_length=seq_length, overflow=overflow, on_bad=on_bad)
+        policy = RowPolicy(seq_length=seq_length, overflow=overflow, on_bad=on_bad, max_bad_fraction=max_bad_fraction)
         encoder = column_encoder(tokenizer, render, column_mapping, policy=policy)
-        source = open_source(path_or_dataset_id, split=split or "train", name=name)
+        source = open_stream(path_or_dataset_id, split=split or "train", name=name)
         super().__init__(source, encoder, limit=limit_dataset_samples)
