@@ -1,6 +1,7 @@
 """Try a replacement on random numbers before it goes into a model: same inputs, same outputs, or it stays out."""
 
 import copy
+import inspect
 from typing import Any
 
 import torch
@@ -42,8 +43,8 @@ def _mlp_differs(module: nn.Module, forward: Forward, generator: torch.Generator
 
 
 def _rope_differs(module: nn.Module, forward: Any, generator: torch.Generator) -> str:
-    theirs = type(module).forward.__globals__[ROPE_NAME]
-    ours = forward.__globals__[ROPE_NAME]
+    theirs = inspect.unwrap(type(module).forward).__globals__[ROPE_NAME]
+    ours = inspect.unwrap(forward).__globals__[ROPE_NAME]
     q, k = torch.randn(1, 2, 3, 8, generator=generator), torch.randn(1, 1, 3, 8, generator=generator)
     angles = torch.randn(1, 3, 4, generator=generator).repeat(1, 1, 2)
     args = (q, k, angles.cos(), angles.sin())

@@ -110,12 +110,34 @@ def rope_attention(module: nn.Module, strict: bool) -> Forward:
 
     The copy shares code with the class and has its own globals: neither the class nor its module is touched.
     """
-    original = inspect.unwrap(type(module).forward)
+    return _with_global(type(module).forward, ROPE_NAME, _rotate_or_raise if strict else _rotate)
 
-    scope = {**original.__globals__, ROPE_NAME: _rotate_or_raise if strict else _rotate}
-    copy = types.FunctionType(original.__code__, scope, original.__name__, original.__defaults__, original.__closure__)
-    copy.__kwdefaults__ = original.__kwdefaults__
+
+def _with_global(function: Any, name: str, value: Any) -> Any:
+    """A copy of a function in which a global name means ``value``; decorators around it are copied with it."""
+    wrapped = getattr(function, "__wrapped__", None)
+    if wrapped is None:
+        return _copy(function, {**function.__globals__, name: value}, function.__closure__)
+    inner = _with_global(wrapped, name, value)
+    closure = tuple(types.CellType(inner) if c.cell_contents is wrapped else c for c in function.__closure__)
+    outer = _copy(function, function.__globals__, closure)
+    outer.__wrapped__ = inner
+    return outer
+
+
+def _copy(function: Any, scope: dict[str, Any], closure: Any) -> Any:
+    copy = types.FunctionType(function.__code__, scope, function.__name__, function.__defaults__, closure)
+    copy.__kwdefaults__ = function.__kwdefaults__
     return copy
+
+
+def _calls_what_it_wraps(function: Any) -> bool:
+    """Whether every decorator around a function holds it in its closure, where a copy can be put."""
+    while (wrapped := getattr(function, "__wrapped__", None)) is not None:
+        if not any(cell.cell_contents is wrapped for cell in function.__closure__ or ()):
+            return False
+        function = wrapped
+    return True
 
 
 def _rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
@@ -128,10 +150,9 @@ def _rotate_or_raise(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_d
 
 def rope_unfit(module: nn.Module) -> str:
     """Why the rotation of an attention module cannot be replaced."""
-    forward = type(module).forward
-    original = inspect.unwrap(forward)
-    if original is not forward:
-        return "its forward is decorated"
+    original = inspect.unwrap(type(module).forward)
+    if not _calls_what_it_wraps(type(module).forward):
+        return "its forward is decorated in a way that cannot be copied"
     if ROPE_NAME not in original.__code__.co_names:
         return f"its forward does not call {ROPE_NAME}"
     expected = ["q", "k", "cos", "sin"]
