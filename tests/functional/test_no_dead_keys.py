@@ -96,6 +96,7 @@ def common(tiny_config, tmp_path):
     tiny_config["mixed_precision"] = {"dtype": "bfloat16"}
     tiny_config["distributed"] = {"strategy": "ddp"}
     tiny_config["profiler"] = {"enabled": True, "ranks": [1]}
+    tiny_config["early_stopping"] = {"patience": 9}
     tiny_config["checkpoint"] = {"enabled": True, "checkpoint_dir": str(tmp_path / "out"), "max_recent_checkpoints": 1}
     return tiny_config
 

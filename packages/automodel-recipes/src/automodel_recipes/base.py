@@ -19,6 +19,7 @@ from automodel_recipes.build.optim import build_loss, build_lr_schedule, build_r
 from automodel_recipes.build.parallel import build_dist_info, build_parallel
 from automodel_recipes.build.training import build_ema, build_loss_scaler, build_neftune, build_watchdog
 from automodel_recipes.checkpointing import RunCheckpointer, claim_directory, release_directory
+from automodel_recipes.early_stopping import EarlyStopping
 from automodel_recipes.evaluate import EvalMetrics, evaluate_loss
 from automodel_recipes.interrupt import GO_ON, SAVE, StopAgreed, StopRequest
 from automodel_recipes.loggers.console import Console
@@ -28,6 +29,7 @@ from automodel_recipes.options import TrainOptions
 from automodel_recipes.profiling import build_profiler
 from automodel_recipes.records import RunRecords
 from automodel_recipes.run_dir import choose_run_directory, default_run_path
+from automodel_recipes.supervised_text import ByteCount
 
 
 class BaseRecipe:
@@ -39,6 +41,8 @@ class BaseRecipe:
     """
 
     name = "base"
+    counts_correct = True
+    """Whether validation can count right tokens: the loss is one of contract C2."""
 
     # Set by ``build_data``.
     train_loader: Any
@@ -50,6 +54,7 @@ class BaseRecipe:
         self.config = config
         self.options = options or TrainOptions()
         self.stop = StopRequest()
+        self.eval_bytes = ByteCount()
         self.processor: Any = None  # written beside the weights by recipes that have one
 
     # Building, in order.
@@ -135,6 +140,8 @@ class BaseRecipe:
         self.loss_scaler = build_loss_scaler(self.config)
         self.watchdog = build_watchdog(self.config)
         self.ema = build_ema(self.config, self.unwrapped())
+        stopping = self.config.get("early_stopping")
+        self.early_stopping = None if stopping is None else EarlyStopping(**stopping.to_dict())
 
     # What a batch means; recipes with other targets override these three.
 

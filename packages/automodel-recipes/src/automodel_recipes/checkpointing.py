@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from automodel_ckpt import CheckpointingConfig
 from automodel_recipes.errors import RecipeError
+from automodel_recipes.evaluate import named_metrics
 
 if TYPE_CHECKING:
     from automodel_recipes.base import BaseRecipe
@@ -29,7 +30,7 @@ class RunCheckpointer:
             save_consolidated=keys.get("save_consolidated", "final"),
             is_async=bool(keys.get("is_async", False)),
             max_recent_checkpoints=keys.get("max_recent_checkpoints", 2),
-            best_metric_key=keys.get("best_metric_key"),
+            best_metric_key=keys.get("best_metric_key") or _followed(recipe),
             restore_from=keys.get("restore_from"),
         )
         self.enabled = self.settings.enabled
@@ -50,6 +51,8 @@ class RunCheckpointer:
             "dataloader": r.train_loader,
             "watchdog": r.watchdog,
         }
+        if r.early_stopping is not None:
+            state["train"]["early_stopping"] = r.early_stopping
         if r.loss_scaler is not None:
             state["train"]["loss_scaler"] = r.loss_scaler
         state["rank"] = {"rng": r.rng}
@@ -72,7 +75,7 @@ class RunCheckpointer:
         refuse_non_finite(r)
         keys = {
             "step": r.step_scheduler.step,
-            "metrics": {name: metrics.loss for name, metrics in summary.validation.items()},
+            "metrics": self._metrics(summary),
         }
         options = {"keep": self.settings.keep, "trainable_only": r.built.peft is not None}
         if self.settings.is_async:
@@ -89,6 +92,13 @@ class RunCheckpointer:
         self._step_on_disk = r.step_scheduler.step
         self._write_companions()
         self._check_first()
+
+    def _metrics(self, summary: "TrainSummary") -> dict[str, float]:
+        """What was measured at the very step that is saved, also by the set's name alone for its loss."""
+        if summary.validated_step != self.r.step_scheduler.step:
+            return {}
+        losses = {name: metrics.loss for name, metrics in summary.validation.items()}
+        return {**losses, **named_metrics(summary.validation)}
 
     def wait(self) -> None:
         """Wait for a save in the background to be published.
@@ -194,6 +204,12 @@ class RunCheckpointer:
             if self._reads_back():
                 check_readable(r, target)
         return target
+
+
+def _followed(r: "BaseRecipe") -> str | None:
+    """The metric of ``early_stopping`` as a key of checkpoints: with a leading ``-`` where higher is better."""
+    stopping = r.early_stopping
+    return None if stopping is None else ("-" if stopping.mode == "max" else "") + stopping.metric
 
 
 def claim_directory(r: "BaseRecipe") -> None:

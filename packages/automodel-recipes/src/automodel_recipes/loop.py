@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from automodel_recipes.data_wait import next_window
 from automodel_recipes.errors import Interrupted
-from automodel_recipes.evaluate import EvalMetrics
+from automodel_recipes.evaluate import EvalMetrics, named_metrics
 from automodel_recipes.incidents import report_incidents
 from automodel_recipes.interrupt import StopAgreed
 from automodel_recipes.train_step import train_step
@@ -25,6 +25,12 @@ class TrainSummary:
     last_loss: float | None = None
     validation: dict[str, EvalMetrics] = field(default_factory=dict)
     exact_match: dict[str, float] = field(default_factory=dict)
+    validated_step: int | None = None
+    """The step that ``validation`` speaks of."""
+    moments: list[str] = field(default_factory=list)
+    """``start``, ``step`` and ``end``, in the order in which they were measured."""
+    stop_reason: str | None = None
+    """Why the run ended before its schedule, where it did."""
 
 
 def train_loop(r: "BaseRecipe") -> TrainSummary:
@@ -49,7 +55,8 @@ def _run(r: "BaseRecipe") -> TrainSummary:
         if not r.options.dry_run:
             measure(r, summary, moment="start")
             _run_steps(r, summary)
-            measure(r, summary, moment="end")
+            if "end" not in summary.moments:  # stopped early, or resumed behind the last step
+                measure(r, summary, moment="end")
     except StopAgreed as stop:
         _save_and_leave(r, summary, stop.signal_number)
     summary.steps = r.step_scheduler.step
@@ -72,11 +79,29 @@ def _run_steps(r: "BaseRecipe", summary: TrainSummary) -> None:
             summary.last_loss = row["loss"]
         if row is not None or r.step_scheduler.is_ckpt_step or _enough(r):
             report_incidents(r, window.micro_batches)
-        if r.step_scheduler.is_val_step and not r.step_scheduler.is_last_step:
-            measure(r, summary, moment="step")
-        if r.step_scheduler.is_ckpt_step or window.save or _enough(r):
+        # Before the save, so that the checkpoint knows how good it is.
+        ending = r.step_scheduler.is_last_step or _enough(r)
+        improved = False
+        if ending or r.step_scheduler.is_val_step:
+            measure(r, summary, moment="end" if ending else "step")
+            improved = _judge(r, summary)
+        if r.step_scheduler.is_ckpt_step or window.save or improved or _enough(r) or summary.stop_reason:
             r.checkpointer.save(summary)
+        if summary.stop_reason:
+            return
         clock = time.monotonic()
+
+
+def _judge(r: "BaseRecipe", summary: TrainSummary) -> bool:
+    """Whether the metric of ``early_stopping`` is better than ever; sets the reason to stop where there is one."""
+    if r.early_stopping is None:
+        return False
+    seen = r.early_stopping.observe(r.step_scheduler.step, named_metrics(summary.validation))
+    if seen.stop_reason is not None:
+        summary.stop_reason = f"early stopping: {seen.stop_reason}"
+        r.records.event("early_stop", reason=summary.stop_reason)
+        r.console.fact("stop", summary.stop_reason)
+    return seen.improved
 
 
 def _enough(r: "BaseRecipe") -> bool:
@@ -88,13 +113,15 @@ def measure(r: "BaseRecipe", summary: TrainSummary, *, moment: str) -> None:
     if moment == "start" and not r.config.get("evaluation.at_start", True):
         return
     with r.averaged():
-        summary.validation = r.evaluate()
-        for name, metrics in summary.validation.items():
-            r.records.val_row(name, metrics)
+        if summary.validated_step != r.step_scheduler.step:
+            summary.validation, summary.validated_step = r.evaluate(), r.step_scheduler.step
+            for name, metrics in summary.validation.items():
+                r.records.val_row(name, metrics)
         if moment != "step" and r.config.get("evaluation.exact_match", False):
             from automodel_recipes.generation import measure_exact_match
 
             summary.exact_match[moment] = measure_exact_match(r, moment=moment)
+    summary.moments.append(moment)
 
 
 def _save_and_leave(r: "BaseRecipe", summary: TrainSummary, signal_number: int) -> None:

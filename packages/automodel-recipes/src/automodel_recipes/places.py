@@ -5,6 +5,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from automodel_recipes.early_stopping import is_higher_better
 from automodel_recipes.errors import RecipeError
 
 
@@ -62,8 +63,22 @@ def _checkpoint(run: Path, mark: str) -> Path:
         step = run / f"step-{int(mark):08d}"
         found = step if step.is_dir() else None
     else:
-        found = best(run, "val") if mark == "best" else latest(run)
+        metric = _followed_metric(run)
+        mode = "max" if metric.startswith("-") else "min"
+        found = best(run, metric.removeprefix("-"), mode=mode) if mark == "best" else latest(run)
     if found is None:
         there = ", ".join(sorted(p.name for p in run.glob("step-*"))) or "none"
         raise RecipeError(f"{run} has no checkpoint {mark!r}. Checkpoints there: {there}.")
     return Path(found)
+
+
+def _followed_metric(run: Path) -> str:
+    """The metric that the run's own record says its best checkpoint goes by; the loss of ``val`` by default."""
+    try:
+        config = json.loads((run / "run.json").read_text(encoding="utf-8"))["config"]
+    except (OSError, ValueError, KeyError):
+        return "val"
+    stopping = config.get("early_stopping") or {}
+    higher = stopping.get("mode") == "max" or ("mode" not in stopping and is_higher_better(stopping.get("metric", "")))
+    followed = ("-" if higher else "") + stopping.get("metric", "val/loss") if stopping else "val"
+    return str((config.get("checkpoint") or {}).get("best_metric_key") or followed)

@@ -61,7 +61,7 @@ class RunRecords:
         final = None if self.r.options.dry_run else self.r.checkpointer.write_final()
         if self.is_main and self._jsonl is not None:
             plot_loss(read_jsonl(self._jsonl.path), self.r.run_dir.path / "loss.png")
-        end = {"exit_code": 0, "reason": "the schedule is complete"}
+        end = {"exit_code": 0, "reason": summary.stop_reason or "the schedule is complete"}
         self._write_run_json(status="finished", summary=summary, end=end)
         self._trackers.close(exit_code=0)
         end_screen(self.r, summary, final)

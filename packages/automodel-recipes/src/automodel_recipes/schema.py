@@ -221,7 +221,9 @@ _LLM: dict[str, Section] = {
             "checkpoint_dir": _text("The run's directory; a dated one under runs/ by default."),
             "max_recent_checkpoints": _whole("How many checkpoints to keep.", 1),
             "restore_from": _text("A checkpoint to start from."),
-            "best_metric_key": _text("Validation set whose best checkpoint is kept as well; lower is better."),
+            "best_metric_key": _text(
+                "Metric whose best checkpoint is kept as well, such as val/loss; with a leading - higher is better."
+            ),
         },
     ),
     "slurm": Section(
@@ -259,6 +261,10 @@ _LLM["monitoring"] = Section(
     },
 )
 
+_LLM["early_stopping"] = Section(
+    "End a run whose validation metric no longer improves; its best checkpoint is kept.",
+    takes=("automodel_recipes.early_stopping:EarlyStopping",),
+)
 _LLM["profiler"] = Section(
     "Record a few steps with torch's profiler, into RUN/profile.",
     keys={

@@ -162,7 +162,7 @@ dataloader:
 optimizer: {_target_: torch.optim.Adam, lr: 1.0e-3}
 lr_scheduler: {lr_decay_style: cosine, min_lr: 1.0e-6}
 checkpoint: {enabled: true, checkpoint_dir: HERE/out, model_save_format: safetensors}
-wandb: {project: p}
+comet: {project: p}
 """.replace("HERE", str(tmp_path))
     )
     return path
@@ -170,7 +170,7 @@ wandb: {project: p}
 
 def test_a_seed_era_file_validates_as_it_is(tmp_path, capsys):
     assert main(["validate", str(tiny_seed_era(tmp_path))]) == 0
-    assert "wandb" in capsys.readouterr().err
+    assert "comet" in capsys.readouterr().err
 
 
 def test_code_of_a_repository_is_not_let_in_by_a_detour(tmp_path, capsys):

@@ -19,6 +19,7 @@ class KnowledgeDistillationRecipe(LLMFinetuneRecipe):
     """
 
     name = "kd"
+    counts_correct = False  # its loss compares distributions
 
     def build_model(self) -> None:
         """The student as in fine-tuning, then the teacher."""

@@ -77,4 +77,4 @@ class SequenceClassificationRecipe(LLMFinetuneRecipe):
                 row = (self.loss_fn(logits, labels, one), right, self.count_targets([batch]))
                 totals += torch.stack([value.detach().double().cpu() for value in row])
         loss, right, rows = self.parallel.sum_over_data(totals.float().to(self.device)).tolist()
-        return ClassificationMetrics(loss / max(rows, 1), int(rows), right / max(rows, 1))
+        return ClassificationMetrics(loss / max(rows, 1), int(rows), accuracy=right / max(rows, 1))

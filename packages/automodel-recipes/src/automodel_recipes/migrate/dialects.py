@@ -165,6 +165,7 @@ _LORA = {
     "use_dora": To("peft.use_dora"),
 }
 _HF_TRAINER = {
+    **{f"wandb_{key}": To(f"wandb.{key}") for key in ("project", "entity", "name")},
     "seed": To("seed"),
     "learning_rate": To("optimizer.lr"),
     "weight_decay": To("optimizer.weight_decay"),
@@ -185,17 +186,14 @@ _HF_IGNORED = {
     "bf16": _PRECISION,
     "fp16": _PRECISION,
     "tf32": "torch's own setting is kept",
-    "report_to": "metrics are written to metrics.jsonl",
+    "report_to": "a wandb, tensorboard or mlflow section says so",
     "run_name": "the run's directory names it",
     "logging_strategy": "the step counts decide",
     "save_strategy": "the step counts decide",
     "eval_strategy": "the step counts decide",
     "push_to_hub": "nothing is uploaded by training",
-    "wandb_project": "metrics are written to metrics.jsonl",
-    "wandb_entity": "metrics are written to metrics.jsonl",
-    "wandb_name": "metrics are written to metrics.jsonl",
-    "wandb_watch": "metrics are written to metrics.jsonl",
-    "wandb_log_model": "metrics are written to metrics.jsonl",
+    "wandb_watch": "gradient norms are logged in any case",
+    "wandb_log_model": "`automodel-recipes ckpt push` uploads weights",
 }
 
 
