@@ -1,6 +1,9 @@
 """Hugging Face directories: names, ties, conversions, adapters."""
 
+import gc
 import json
+import re
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -19,6 +22,7 @@ from automodel_ckpt import (
 )
 from automodel_ckpt.adapter import read_tensors
 from automodel_ckpt.faults import ranks
+from automodel_ckpt.hf import slices
 from automodel_ckpt.hf.consolidate import consolidate
 
 transformers = pytest.importorskip("transformers")
@@ -103,6 +107,80 @@ def test_sharded_model_exports_like_a_plain_one(fast_path):
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], tensor) for name, tensor in other.items())
     assert json.loads((fast_path / "sharded/config.json").read_text())["dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize("slice_bytes", [20, 96])
+def test_slices_of_any_size_give_the_same_file(fast_path, monkeypatch, slice_bytes):
+    """Rows, parts of rows and single elements: of sharded experts cut through their fused halves, too."""
+    monkeypatch.setattr(slices, "SLICE_BYTES", slice_bytes)
+    plain = _model("mixtral")
+    plain.save_pretrained(fast_path / "theirs")
+
+    def work(rank):
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+        from torch.distributed.tensor import Shard, distribute_tensor
+
+        model, mesh = _model("mixtral"), init_device_mesh("cpu", (1, 2), mesh_dim_names=("dp", "tp"))
+        for layer in model.model.layers:
+            for name, dim in (("gate_up_proj", 1), ("down_proj", 2)):
+                part = distribute_tensor(getattr(layer.mlp.experts, name).detach(), mesh["tp"], [Shard(dim)])
+                setattr(layer.mlp.experts, name, nn.Parameter(part))
+        fully_shard(model, mesh=mesh["dp"])
+        export_hf(model, fast_path / "sharded")
+        save(fast_path / "run", {"model": model}, step=1)
+
+    ranks.run(2, work)
+    consolidate(fast_path / "run", fast_path / "joined", assets=fast_path / "theirs")
+    theirs = read_tensors(fast_path / "theirs/model.safetensors")
+    for name in ("sharded", "joined"):
+        ours = read_tensors(fast_path / name / "model.safetensors")
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], tensor) for key, tensor in theirs.items()), name
+
+
+def _extra_mib(action):
+    """Peak memory beyond that at the start."""
+    from pathlib import Path
+
+    def mib(field):
+        return int(re.search(rf"{field}:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts at what is held now
+    before = mib("VmRSS")
+    action()
+    return mib("VmHWM") - before
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_memory_of_export_and_consolidation_is_bounded(fast_path, world_size):
+    """One tensor of 128 MiB: each step takes at most 64 MiB more than it had."""
+
+    def work(rank):
+        from torch.distributed.fsdp import fully_shard
+
+        torch.manual_seed(0)
+        model = nn.Linear(1 << 13, 1 << 13, bias=False, dtype=torch.bfloat16)
+        if world_size > 1:
+            fully_shard(model)
+        warm_up = nn.Linear(8, 8)
+        export_hf(warm_up, fast_path / "warm-up")
+        save(fast_path / "run", {"model": model}, step=1)
+        used = _extra_mib(lambda: export_hf(model, fast_path / "out", dtype=torch.float32))
+        assert used <= 64
+
+    def join(rank):
+        small = nn.Linear(8, 8)
+        save(fast_path / "small", {"model": small}, step=1)
+        consolidate(fast_path / "small", fast_path / "small-joined")
+        used = _extra_mib(lambda: consolidate(fast_path / "run", fast_path / "joined"))
+        assert used <= 64
+
+    ranks.run(world_size, work)
+    ranks.run(1, join)
+    assert (fast_path / "out/model.safetensors").stat().st_size > 256 << 20
 
 
 def test_broken_tie_is_written_as_two_weights(tmp_path):

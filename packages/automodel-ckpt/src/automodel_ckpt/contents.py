@@ -1,9 +1,8 @@
-"""Read a checkpoint's tensors without a model: whole, or a range of rows at a time."""
+"""Read a checkpoint's tensors without a model: whole or in part."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -53,17 +52,9 @@ class Contents:
         loaded = {name: self.tensor(section, name) for name in stored.tensors}
         return {**loaded, **{alias: loaded[name] for alias, name in stored.aliases.items()}}
 
-    def rows(self, section: str, name: str, *, limit_bytes: int = 1 << 24) -> Iterator[Tensor]:
-        """A tensor in ranges along its first dimension, each of at most ``limit_bytes`` (or one row)."""
-        record = self.section(section).tensors[name]
-        if not record.shape:
-            yield self.tensor(section, name)
-            return
-        row_bytes = max(1, Box((), record.shape[1:]).numel * dtype_of(record.dtype).itemsize)
-        step = max(1, limit_bytes // row_bytes)
-        for low in range(0, record.shape[0], step):
-            shape = (min(step, record.shape[0] - low), *record.shape[1:])
-            yield self._fill(name, record, Box((low, *(0 for _ in shape[1:])), shape))
+    def part(self, section: str, name: str, box: Box) -> Tensor:
+        """A part of a tensor on the CPU."""
+        return self._fill(name, self.section(section).tensors[name], box)
 
     def _fill(self, name: str, record: TensorRecord, box: Box) -> Tensor:
         tensor = torch.empty(box.shape, dtype=dtype_of(record.dtype))

@@ -10,15 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from automodel_ckpt.boxes import Box
 from automodel_ckpt.contents import Contents
 from automodel_ckpt.dtypes import dtype_of
 from automodel_ckpt.errors import UnsupportedState
 from automodel_ckpt.hf.assets import copy_assets
-from automodel_ckpt.hf.export import output_dtype, parse_size, plan_shards, shard_files, write_index_of
-from automodel_ckpt.hf.names import Group, disk_groups
+from automodel_ckpt.hf.export import parse_size, plan_shards, shard_files, write_index_of
+from automodel_ckpt.hf.names import disk_groups
+from automodel_ckpt.hf.slices import disk_tensors, write_slice
 from automodel_ckpt.local_disk import LocalDisk
 from automodel_ckpt.staged import staged_directory
-from automodel_ckpt.tensor_bytes import byte_reader
 
 
 def consolidate(
@@ -33,8 +34,8 @@ def consolidate(
 ) -> Path:
     """Write a checkpoint's model as ``from_pretrained`` reads it, from any number of shards, in one process.
 
-    Tensors pass through in ranges of rows of at most 16 MiB; only weights that Transformers stores in another form
-    than it computes with (fused experts, for example) are read whole, one layer at a time.
+    Tensors pass through in slices of 2 MiB, fused experts too; only where Transformers stores weights as something else
+    than parts and transposes of those in memory is one such group (usually a layer) read whole.
 
     Args:
         path: a checkpoint, or a directory of them: then the newest complete one.
@@ -59,12 +60,17 @@ def consolidate(
     records = {name: stored.tensors[stored.aliases.get(name, name)] for name in _names(stored, model)}
     like = {name: torch.empty(r.shape, dtype=dtype_of(r.dtype), device="meta") for name, r in records.items()}
     shards = plan_shards(disk_groups(model, like), like, dtype, parse_size(shard_size))
+
+    def fetch(name: str, box: Box) -> Tensor:
+        return contents.part(section, stored.aliases.get(name, name), box)
+
     with staged_directory(directory, overwrite=overwrite) as staging:
         for file, shard in zip(shard_files(len(shards)), shards):
             with LocalDisk(staging).create(file, size=shard.num_bytes) as write:
                 write(shard.header, 0)
                 for group in shard.groups:
-                    _copy_group(contents, section, group, shard.entries, dtype, write)
+                    for name, start, flat in disk_tensors(group, like, fetch, dtype):
+                        write_slice(write, shard.entries[name], start, flat)
         write_index_of(staging, shards)
         if config is not None:
             written = {**config, "dtype": str(dtype).removeprefix("torch.")} if dtype else config
@@ -72,36 +78,6 @@ def consolidate(
         if assets is not None:
             copy_assets(assets, staging)
     return Path(directory)
-
-
-def _copy_group(
-    contents: Contents, section: str, group: Group, entries: dict, dtype: torch.dtype | None, write: Any
-) -> None:
-    stored = contents.section(section)
-    if len(group.memory) == 1 and len(group.disk) == 1 and _is_rename(group):
-        entry = entries[next(iter(group.disk))]
-        name = stored.aliases.get(group.memory[0], group.memory[0])
-        position = entry.start
-        for rows in contents.rows(section, name):
-            position = _write(write, rows.to(output_dtype(rows.dtype, dtype)), position)
-        return
-    whole = {name: contents.tensor(section, name) for name in group.memory}
-    for name, tensor in group.convert(whole).items():
-        _write(write, tensor.to(output_dtype(tensor.dtype, dtype)), entries[name].start)
-
-
-def _is_rename(group: Group) -> bool:
-    probe = torch.empty(0)
-    try:
-        return group.convert({group.memory[0]: probe})[next(iter(group.disk))] is probe
-    except (RuntimeError, IndexError, ValueError, KeyError):
-        return False
-
-
-def _write(write: Any, tensor: Tensor, position: int) -> int:
-    size = tensor.numel() * tensor.element_size()
-    write(byte_reader(tensor)(0, size), position)
-    return position + size
 
 
 def _read_config(assets: str | os.PathLike | None) -> dict[str, Any] | None:

@@ -14,16 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from automodel_ckpt.boxes import Box
 from automodel_ckpt.coordination import make_coordinator
 from automodel_ckpt.dtypes import dtype_name
-from automodel_ckpt.errors import StateMismatch, UnsupportedState
+from automodel_ckpt.errors import UnsupportedState
 from automodel_ckpt.hf.assets import copy_assets, write_assets, write_index, write_model_config
 from automodel_ckpt.hf.names import Group, disk_groups
+from automodel_ckpt.hf.slices import disk_tensors, gather_box, output_dtype, write_slice
 from automodel_ckpt.local_disk import LocalDisk
 from automodel_ckpt.model_state import model_tensors, unwrap
 from automodel_ckpt.safetensors_file import Entry, make_header
 from automodel_ckpt.staged import staged_directory
-from automodel_ckpt.tensor_bytes import byte_reader
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -68,7 +69,8 @@ def export_hf(
 ) -> Path:
     """Write weights, index, configuration and tokenizer as ``from_pretrained`` reads them; called by every rank.
 
-    Sharded parameters are gathered one conversion group at a time (usually one tensor), written by rank 0.
+    Sharded parameters are gathered and written by rank 0 in slices of 2 MiB; only where Transformers stores weights as
+    something else than parts and transposes of those in memory, one such group (usually a layer) at a time.
 
     Args:
         model: a Transformers model (plain, DDP, FSDP2, DTensor), or any module: then only weights are written. Or the
@@ -190,11 +192,6 @@ def _plan_shard(groups: list[Group], tensors: Mapping[str, Tensor], dtype: torch
     return _Shard(groups, header, {entry.name: entry for entry in entries})
 
 
-def output_dtype(dtype: torch.dtype, wanted: torch.dtype | None) -> torch.dtype:
-    """Floating-point tensors take the wanted dtype, others keep theirs."""
-    return wanted if wanted is not None and dtype.is_floating_point else dtype
-
-
 def shard_files(count: int) -> list[str]:
     """File names as Hugging Face expects them."""
     if count == 1:
@@ -211,6 +208,10 @@ def _write_shard(
     failures: list[Exception],
 ) -> None:
     """Gather and write one file. After a failure rank 0 still takes part in gathering, so that no rank hangs."""
+
+    def fetch(name: str, box: Box) -> Tensor:
+        return gather_box(tensors[name], box)
+
     with contextlib.ExitStack() as stack:
         write = None
         if staging is not None and not failures:
@@ -218,10 +219,12 @@ def _write_shard(
                 write = stack.enter_context(LocalDisk(staging).create(file, size=shard.num_bytes))
                 write(shard.header, 0)
         for group in shard.groups:
-            gathered = {name: _gather(tensors[name]) for name in group.memory}
-            if write is not None and not failures:
-                with _noted(failures):
-                    _write_group(write, group, gathered, shard.entries, dtype)
+            for name, start, flat in disk_tensors(
+                group, tensors, lambda key, box: gather_box(tensors[key], box), dtype
+            ):
+                if write is not None and not failures:
+                    with _noted(failures):
+                        write_slice(write, shard.entries[name], start, flat)
 
 
 @contextlib.contextmanager
@@ -230,26 +233,6 @@ def _noted(failures: list[Exception]) -> Iterator[None]:
         yield
     except Exception as error:  # noqa: BLE001 - raised on all ranks by the ballot that follows
         failures.append(error)
-
-
-def _gather(tensor: Tensor) -> Tensor:
-    from torch.distributed.tensor import DTensor
-
-    tensor = tensor.detach()
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def _write_group(
-    write: Any, group: Group, gathered: dict[str, Tensor], entries: dict[str, Entry], dtype: torch.dtype | None
-) -> None:
-    for name, tensor in group.convert(gathered).items():
-        tensor = tensor.to(output_dtype(tensor.dtype, dtype))
-        if tensor.is_floating_point() and tensor.numel() and not bool(torch.isfinite(tensor.float().abs().max())):
-            raise StateMismatch(f"weight {name!r} is not finite; nothing is written. The run has diverged.")
-        entry, read = entries[name], byte_reader(tensor)
-        for low in range(0, entry.end - entry.start, 1 << 24):
-            high = min(low + (1 << 24), entry.end - entry.start)
-            write(read(low, high), entry.start + low)
 
 
 def write_index_of(staging: Path, shards: list[_Shard]) -> None:

@@ -39,15 +39,20 @@ class Piece:
         common = held.intersect(self.box)
         if common is None:
             return None
+        view = self.turn(held.view(data, common))
+        offset = tuple(0 if d is None else common.offset[d] - self.box.offset[d] for d in self.dims)
+        return Box(offset, tuple(view.shape)), view
+
+    def turn(self, part: Tensor) -> Tensor:
+        """A part of the tensor in memory with the dimensions that it has on disk."""
         named = [dim for dim in self.dims if dim is not None]
-        view = held.view(data, common).permute(*named, *(d for d in range(data.ndim) if d not in named))
+        view = part.permute(*named, *(d for d in range(part.ndim) if d not in named))
         while view.ndim > len(named):
             view = view.squeeze(-1)
         for index, dim in enumerate(self.dims):
             if dim is None:
                 view = view.unsqueeze(index)
-        offset = tuple(0 if d is None else common.offset[d] - self.box.offset[d] for d in self.dims)
-        return Box(offset, tuple(view.shape)), view
+        return view
 
 
 class _Views(TorchDispatchMode):
