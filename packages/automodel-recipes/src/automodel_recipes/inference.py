@@ -40,23 +40,35 @@ def load_for_inference(place: Place, *, base_model: str | None = None, device: s
 
 def _load_checkpoint(place: Place, device: str) -> tuple[Any, Any]:
     """Rebuild the model from the run's own configuration and load the checkpoint's weights into it."""
+    from automodel_recipes.build.data import build_tokenizer
+
+    config = run_config(place)
+    tokenizer = build_tokenizer(config)
+    return rebuilt_model(place, config, tokenizer).to(device), tokenizer
+
+
+def run_config(place: Place) -> Any:
+    """The configuration of the run that a checkpoint is of. Raises: RecipeError: its record is missing."""
     import json
 
-    from automodel_ckpt import load
     from automodel_core.config import config_from_dict
-    from automodel_recipes.build.data import build_tokenizer
-    from automodel_recipes.build.model import build_model
 
     record = (place.run or Path(place.path).parent) / "run.json"
     if not record.is_file():
         raise RecipeError(
             f"{place.path} is a training checkpoint and {record} is missing. Give the whole run directory."
         )
-    config = config_from_dict(json.loads(record.read_text(encoding="utf-8"))["config"])
-    tokenizer = build_tokenizer(config)
+    return config_from_dict(json.loads(record.read_text(encoding="utf-8"))["config"])
+
+
+def rebuilt_model(place: Place, config: Any, tokenizer: Any) -> Any:
+    """The model of a run in eval mode, with the weights of a checkpoint."""
+    from automodel_ckpt import load
+    from automodel_recipes.build.model import build_model
+
     built = build_model(config, seed=0, tokenizer=tokenizer)
     load(place.path, {"model": built.model})
-    return built.model.to(device).eval(), tokenizer
+    return built.model.eval()
 
 
 @torch.no_grad()
@@ -116,18 +128,25 @@ def merge_adapter(place: Place, out: Path, *, base_model: str | None = None) -> 
 
     Raises: RecipeError: the place is no adapter, ``out`` exists, or merging changed no weight.
     """
-    from transformers import AutoModelForCausalLM
-
     from automodel_ckpt import export_hf
+    from automodel_recipes.vlm.inference import is_multimodal, load_base_vlm, load_vlm
 
     if place.kind != "adapter":
         raise RecipeError(f"{place.path} is no adapter, so there is nothing to merge. Give a LoRA run or adapter.")
     if out.exists():
         raise RecipeError(f"{out} exists already. Choose another -o.")
-    model, tokenizer = load_for_inference(place, base_model=base_model)
+    source = base_model or place.base_model or ""
+    keys: dict[str, Any]
+    if is_multimodal(place):
+        model, processor = load_vlm(place, base_model=base_model)
+        keys, base = {"processor": processor, "tokenizer": processor.tokenizer}, load_base_vlm(source).state_dict()
+    else:
+        from transformers import AutoModelForCausalLM
+
+        model, tokenizer = load_for_inference(place, base_model=base_model)
+        keys, base = {"tokenizer": tokenizer}, AutoModelForCausalLM.from_pretrained(source, dtype="auto").state_dict()
     merged = model.merge_and_unload()
-    base = AutoModelForCausalLM.from_pretrained(base_model or place.base_model, dtype="auto").state_dict()
     state = merged.state_dict()
     if all(torch.equal(state[name].cpu(), tensor) for name, tensor in base.items()):
         raise RecipeError(f"merging {place.path} changed no weight of {place.base_model}: the adapter is empty.")
-    export_hf(merged, out, tokenizer=tokenizer)
+    export_hf(merged, out, **keys)

@@ -145,6 +145,26 @@ def test_lora_leaves_vision_alone_and_peft_loads_it(train: Any, qwen: Path) -> N
             assert not torch.allclose(loaded(**inputs).logits, recipe.unwrapped()(**inputs).logits, atol=1e-4)
 
 
+def test_adapter_merged_and_checkpoint_are_the_trained_model(train: Any, tmp_path: Path) -> None:
+    from automodel_recipes.cli import main
+    from automodel_recipes.places import find_place
+    from automodel_recipes.vlm.inference import load_vlm
+
+    peft = {"_target_": "lora", "match_all_linear": True, "exclude_modules": ["*lm_head*"], "dim": 4}
+    recipe = train("adapted", peft=peft, checkpoint={"enabled": True})
+    assert any("visual" in name for name, p in recipe.unwrapped().named_parameters() if p.requires_grad)
+    run, merged = str(recipe.run_dir.path), str(tmp_path / "merged")
+    assert main(["ckpt", "merge", run, "-o", merged]) == 0
+    batch = next(iter(recipe.train_loader))
+    inputs = {k: v for k, v in batch.items() if k not in ("labels", "label_index", "sample_ids")}
+    with torch.no_grad():
+        expected = recipe.unwrapped().eval()(**inputs).logits
+        for place in (run, merged, f"{run}@latest"):
+            model, processor = load_vlm(find_place(place))
+            assert torch.allclose(model(**inputs).logits, expected, atol=1e-5), place
+            assert processor.image_processor.merge_size == 2
+
+
 def test_generated_answers_keep_their_pictures(train: Any) -> None:
     from PIL import Image
 

@@ -6,17 +6,23 @@ from typing import Any
 
 import torch
 
+from automodel_recipes.errors import RecipeError
 from automodel_recipes.places import Place
 
 
 def load_vlm(place: Place, *, base_model: str | None = None, device: str = "cpu") -> tuple[Any, Any]:
-    """A model in eval mode and its processor, from a full run, an adapter or a model directory."""
-    from transformers import AutoModelForImageTextToText
+    """A model in eval mode and its processor, from a full run, a checkpoint, an adapter or a model directory.
 
+    Raises: RecipeError: an adapter that names no base model, or a checkpoint without its run's record.
+    """
     from automodel_data.collate.families.parts import load_processor
 
+    if place.kind == "checkpoint":
+        return _load_checkpoint(place, device)
     source = base_model or place.base_model if place.kind == "adapter" else place.path
-    model = AutoModelForImageTextToText.from_pretrained(source, dtype="auto")
+    if not source:
+        raise RecipeError(f"{place.path} names no base model. Give one by --base-model.")
+    model = load_base_vlm(source)
     if place.kind == "adapter":
         from peft import PeftModel
 
@@ -25,8 +31,48 @@ def load_vlm(place: Place, *, base_model: str | None = None, device: str = "cpu"
     return model.to(device).eval(), load_processor(str(place.path if has_processor else source))
 
 
+def load_base_vlm(source: str) -> Any:
+    """A multimodal model as training sees it, in eval mode."""
+    from automodel_core import NeMoAutoModelForImageTextToText
+    from automodel_recipes.vlm.repairs import see_whole_images
+
+    model = NeMoAutoModelForImageTextToText.from_pretrained(source, dtype="auto")
+    see_whole_images(model)
+    return model.eval()
+
+
+def _load_checkpoint(place: Place, device: str) -> tuple[Any, Any]:
+    from automodel_recipes.inference import rebuilt_model, run_config
+    from automodel_recipes.vlm.finetune import build_processor
+
+    config = run_config(place)
+    processor = build_processor(config)
+    return rebuilt_model(place, config, processor.tokenizer).to(device), processor
+
+
+def is_multimodal(place: Place) -> bool:
+    """Whether the model takes more than text, by its configuration or its run's recipe."""
+    if place.kind == "checkpoint":
+        return _is_vlm_run(place)
+    source = place.base_model if place.kind == "adapter" else place.path
+    if source is None:
+        return False
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(source)
+    return any(getattr(config, f"{kind}_config", None) is not None for kind in ("vision", "audio"))
+
+
+def _is_vlm_run(place: Place) -> bool:
+    from automodel_recipes.inference import run_config
+
+    return str(run_config(place).get("recipe", "")).rpartition(".")[2].startswith("VLM")
+
+
 def needs_processor(place: Place) -> bool:
     """Whether plain text generation cannot load this model: transformers knows it as image-text, not as causal."""
+    if place.kind == "checkpoint":
+        return _is_vlm_run(place)
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -34,7 +80,7 @@ def needs_processor(place: Place) -> bool:
     )
 
     source = place.base_model if place.kind == "adapter" else place.path
-    if place.kind == "checkpoint" or source is None:
+    if source is None:
         return False
     kind = AutoConfig.from_pretrained(source).model_type
     return kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES and kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -67,12 +113,23 @@ def answer_about_images(
     columns = {key: torch.tensor([column]) for key, column in adapter.token_columns(ids, [-100] * len(ids)).items()}
     inputs = {"input_ids": torch.tensor([ids]), **columns, **(adapter.stack([features]) if features else {})}
     inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-    tokenizer = processor.tokenizer
+    tokenizer, stops = processor.tokenizer, _stop_ids(adapter)
     output = model.generate(
         **{key: value.to(model.device) for key, value in inputs.items()},
         max_new_tokens=max_new_tokens,
         do_sample=False,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.eos_token_id,
+        eos_token_id=stops or None,
+        pad_token_id=min(stops, default=0),
     )
     return str(tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True))
+
+
+def _stop_ids(adapter: Any) -> list[int]:
+    """End-of-text, and what the family's template writes after an answer."""
+    from automodel_data.vlm.conversation import parse_row
+
+    turn = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    labels = adapter.encode(parse_row({"messages": turn}), []).labels
+    last, tokenizer = int(labels[labels != -100][-1]), adapter.tokenizer
+    ends = {tokenizer.eos_token_id, last if last in tokenizer.all_special_ids else None}
+    return sorted(ends - {None})
