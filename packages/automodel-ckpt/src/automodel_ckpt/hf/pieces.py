@@ -46,7 +46,7 @@ class Piece:
     def turn(self, part: Tensor) -> Tensor:
         """A part of the tensor in memory with the dimensions that it has on disk."""
         named = [dim for dim in self.dims if dim is not None]
-        view = part.permute(*named, *(d for d in range(part.ndim) if d not in named))
+        view = part.permute([*named, *(d for d in range(part.ndim) if d not in named)])
         while view.ndim > len(named):
             view = view.squeeze(-1)
         for index, dim in enumerate(self.dims):
