@@ -15,25 +15,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from automodel_recipes.gpus import recognise_gpu
+
 FORMULA = (
     "(tokens x (6 x trained + 4 x frozen matrix weights) + 12 x layers x heads x head size x sum of squared sequence "
     "lengths) / seconds / processes / peak FLOP/s"
 )
 
-# Dense peak in TFLOP/s at 16 bits, from the vendors' data sheets; the first name that the device's name holds counts.
-_PEAK_TFLOPS = {
-    "B200": 2250.0,
-    "H200": 989.0,
-    "H100 PCIe": 756.0,
-    "H100 NVL": 835.0,
-    "H100": 989.0,
-    "A100": 312.0,
-    "L40S": 362.0,
-    "A10G": 70.0,
-    "L4": 121.0,
-    "V100": 125.0,
-    "MI300X": 1307.0,
-}
 _TOWERS = ("vision", "visual", "image", "img", "audio")
 
 
@@ -112,8 +100,8 @@ def device_peak(device: torch.device, *, given: float | None) -> Peak | None:
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
-    known = next((tflops for part, tflops in _PEAK_TFLOPS.items() if part in name), None)
-    return None if known is None else Peak(known, f"data sheet of {name}, dense, 16 bits")
+    gpu = recognise_gpu(name)
+    return None if gpu is None else Peak(gpu.bf16_tflops, f"data sheet of {name}, dense, 16 bits")
 
 
 def _measured_matmul_tflops(size: int = 512, repeats: int = 4) -> float:

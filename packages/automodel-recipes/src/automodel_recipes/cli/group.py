@@ -28,6 +28,7 @@ VERBS = {
     ),
     "config": Verb("automodel_recipes.cli.config:config", "Prepare", "Values and their origins; what a key means."),
     "data": Verb("automodel_recipes.cli.data:data", "Prepare", "Rows as the model gets them; checks; the cache."),
+    "plan": Verb("automodel_recipes.cli.plan:plan", "Prepare", "Will it fit? Memory and traffic, without a GPU."),
     "doctor": Verb("automodel_recipes.cli.doctor:doctor", "Prepare", "Versions, devices, kernels and disk space."),
     "migrate": Verb(
         "automodel_recipes.cli.migrate:migrate", "Prepare", "A YAML of NeMo Automodel, TRL or axolotl in our form."

@@ -12,13 +12,14 @@ from automodel_recipes.validation.rules import check_rules
 from automodel_recipes.validation.sections import check_foreign_recipe, check_sections
 
 
-def validate(config: ConfigNode, *, deep: bool = False, nproc_per_node: int = 1) -> Report:
+def validate(config: ConfigNode, *, deep: bool = False, nproc_per_node: int = 1, files: bool = True) -> Report:
     """Look for every problem of a configuration.
 
     Args:
         config: a loaded configuration.
         deep: import the targets that source does not explain, and bind their keywords as well.
         nproc_per_node: data ranks, for the divisibility of batches.
+        files: look at the files and directories that it names; they may lie on another machine.
 
     Returns: problems in file order, and the targets that stay undecided without ``deep``.
     """
@@ -32,7 +33,8 @@ def validate(config: ConfigNode, *, deep: bool = False, nproc_per_node: int = 1)
         message = f"unknown recipe {recipe!r}{did_you_mean(str(recipe), RECIPES)}"
         report.add(config.source("recipe"), "recipe", message)
         check_sections(config.tree, DEFAULT_RECIPE, report)
-    check_files(config, report)
+    if files:
+        check_files(config, report)
     check_rules(config, report, nproc_per_node=nproc_per_node)
     if deep:
         bind_deferred(config, report)
@@ -41,12 +43,12 @@ def validate(config: ConfigNode, *, deep: bool = False, nproc_per_node: int = 1)
     return report
 
 
-def check(config: ConfigNode, *, deep: bool = False, nproc_per_node: int = 1) -> Report:
+def check(config: ConfigNode, *, deep: bool = False, nproc_per_node: int = 1, files: bool = True) -> Report:
     """Like :func:`validate`, but problems are raised.
 
     Raises: ConfigError: with all problems.
     """
-    report = validate(config, deep=deep, nproc_per_node=nproc_per_node)
+    report = validate(config, deep=deep, nproc_per_node=nproc_per_node, files=files)
     if report.problems:
         raise ConfigError(report.problems)
     return report

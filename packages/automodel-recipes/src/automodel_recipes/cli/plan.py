@@ -1,0 +1,62 @@
+"""``plan CONFIG``."""
+
+import json
+from pathlib import Path
+
+import click
+
+from automodel_recipes.cli.arguments import OVERRIDES_AS_ARGUMENTS, config_arguments, output_options, read_config
+
+
+@click.command(context_settings=OVERRIDES_AS_ARGUMENTS, options_metavar="[OPTIONS]")
+@config_arguments
+@click.option("--world-size", default=1, metavar="N", type=click.IntRange(1), help="Ranks of the run; 1 by default.")
+@click.option("--gpu", metavar="NAME", help="Propose a micro-batch for this GPU, such as h200.")
+@click.option(
+    "--seq-length", type=click.IntRange(1), metavar="N", help="Tokens of a row; else the data's or the YAML's."
+)
+@click.option(
+    "--bench", type=click.Path(path_type=Path), metavar="FILE", help="Rows of `bench --output`: adds the time."
+)
+@click.option("--shapes", is_flag=True, help="Print every parameter's whole and local shape.")
+@output_options
+def plan(
+    config: str,
+    overrides: tuple[str, ...],
+    *,
+    allow_target: tuple[str, ...],
+    trust_remote_code: bool,
+    world_size: int,
+    gpu: str | None,
+    seq_length: int | None,
+    bench: Path | None,
+    shapes: bool,
+    as_json: bool,
+) -> int:
+    """Will it fit? Memory, shapes and traffic of one rank, without a GPU and without weights.
+
+    Example: automodel-recipes plan llama_8b.yaml --world-size 8 --gpu h200
+    """
+    node = read_config(config, overrides, allow_target=allow_target, trust_remote_code=trust_remote_code)
+    from automodel_recipes.gpus import find_gpu
+    from automodel_recipes.validation import check
+
+    try:
+        card = None if gpu is None else find_gpu(gpu)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    check(node, files=False)
+    from automodel_recipes.plan.data import longest_row
+    from automodel_recipes.plan.make import make_plan
+    from automodel_recipes.plan.report import plan_json, plan_lines
+    from automodel_recipes.plan.timing import step_time
+
+    found = None if seq_length is not None else longest_row(node)
+    made = make_plan(node, world_size=world_size, gpu=card, seq_length=seq_length, longest_row=found)
+    time = None if bench is None else step_time(made, bench, gpu=card)
+    if as_json:
+        click.echo(json.dumps(plan_json(made, gpu=card, time=time)))
+    else:
+        for label, text in plan_lines(made, name=config, gpu=card, time=time, shapes=shapes):
+            click.echo(f"{label:<9}{text}")
+    return 2 if made.problems else 0

@@ -1,0 +1,1 @@
+"""How much memory a training step takes: measured on real tensors, or traced on tensors without storage."""
