@@ -160,6 +160,19 @@ class TrainLoader:
             yield batch
         self.set_epoch(self.epoch + 1)
 
+    def longest_micro_batch(self, *, most_rows: int = 2000) -> Any:
+        """A micro-batch of the longest rows, to see what the largest one takes; the position does not move.
+
+        Args:
+            most_rows: rows to read where the dataset does not know its ``lengths``.
+        """
+        lengths = getattr(self.dataset, "lengths", None)
+        if lengths is None:
+            lengths = [len(self.dataset[i]["input_ids"]) for i in range(min(len(self.dataset), most_rows))]
+        longest = np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable")[: self.plan.local_batch_size]
+        rows = _NumberedRows(self.dataset)
+        return self._collate_fn([rows[int(i), False] for i in longest])
+
     def set_epoch(self, epoch: int) -> None:
         """Go to the start of ``epoch``."""
         self.epoch, self._consumed = int(epoch), 0

@@ -29,6 +29,7 @@ from automodel_recipes.options import TrainOptions
 from automodel_recipes.profiling import build_profiler
 from automodel_recipes.records import RunRecords
 from automodel_recipes.run_dir import choose_run_directory, default_run_path
+from automodel_recipes.run_memory import RunMemory
 from automodel_recipes.supervised_text import ByteCount
 
 
@@ -70,6 +71,8 @@ class BaseRecipe:
         self.build_optimization()
         self.profiler = build_profiler(self.config, self.run_dir.path / "profile", self.device, rank=self.parallel.rank)
         self.records = RunRecords(self)
+        self.memory = RunMemory(self)
+        self.memory.make_estimate()
         self.checkpointer = RunCheckpointer(self)
         self.checkpointer.resume()
 

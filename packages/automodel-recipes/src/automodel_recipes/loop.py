@@ -71,7 +71,7 @@ def _run_steps(r: "BaseRecipe", summary: TrainSummary) -> None:
     while not _enough(r) and (window := next_window(r, windows)) is not None:
         if r.built.qat is not None:
             r.built.qat.before_step(r.step_scheduler.step)
-        with r.profiler.step(r.step_scheduler.step):
+        with r.profiler.step(r.step_scheduler.step), r.memory.watching():
             metrics = train_step(r, window.micro_batches)
         r.watchdog.remember(r.step_scheduler.step, metrics, window.micro_batches)
         row = r.records.train_row(metrics, window.micro_batches, started=clock, waited=window.seconds)

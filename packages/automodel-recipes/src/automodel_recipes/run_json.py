@@ -64,6 +64,7 @@ def run_record(
             "edits": [str(report) for report in r.built.reports],
         },
         "mfu": _mfu(r),
+        "memory": r.memory.record(),
         "num_label_tokens": r.records.meter.total_label_tokens,
         "end": end,
     }

@@ -251,6 +251,8 @@ _LLM["monitoring"] = Section(
             {"type": "number", "exclusiveMinimum": 0},
             "The device's dense peak in TFLOP/s, which MFU is a share of; known for common GPUs, measured on a CPU.",
         ),
+        "memory_estimate": _flag("Estimate a step's memory before the first one; true."),
+        "track_memory": _flag("On a CPU: follow every tensor of the training steps and report their peak; slower."),
         "stall_warning_s": Key(
             {"type": "number", "minimum": 0}, "Seconds of waiting for data that call for a warning; 60 by default."
         ),

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from automodel_recipes.loggers.console import count, duration, significant
-from automodel_recipes.loggers.jsonl import read_jsonl
 
 if TYPE_CHECKING:
     from automodel_recipes.base import BaseRecipe
@@ -22,6 +21,7 @@ def start_screen(r: "BaseRecipe") -> None:
         fact("edit", str(report))
     fact("data", _data_line(r))
     fact("batch", _batch_line(r))
+    fact("memory", r.memory.start_line())
     fact("output", str(r.run_dir.path))
     r.console.blank()
 
@@ -36,9 +36,7 @@ def end_screen(r: "BaseRecipe", summary: "TrainSummary", final: Path | None) -> 
     if summary.exact_match:
         before, after = summary.exact_match.get("start"), summary.exact_match.get("end")
         parts.append("exact match " + " -> ".join(f"{100 * x:.1f} %" for x in (before, after) if x is not None))
-    rows = [row for row in read_jsonl(r.run_dir.metrics) if row.get("kind") == "train"]
-    if rows:
-        parts.append(f"peak {rows[-1]['peak_memory_gib']:.2f} GiB")
+    parts.append(r.memory.end_text())
     r.console.fact("done", ", ".join(parts))
     if final is not None:
         kind = "adapter" if r.built.peft is not None else "model"

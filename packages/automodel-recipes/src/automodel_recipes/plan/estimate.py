@@ -122,6 +122,8 @@ def summarise(collectives: Sequence[Collective], axes: Mapping[tuple[int, ...], 
 def _sent(one: Collective) -> int:
     """Bytes that a rank of a ring sends: all-reduce passes everything on twice, the others once."""
     n = len(one.group)
+    if one.op == "send":
+        return one.size
     rounds = 2 if one.op.startswith("allreduce") else 1
     return round(rounds * one.size * (n - 1) / n)
 

@@ -14,16 +14,18 @@ from automodel_core.config import ConfigNode
 from automodel_parallel.blocks import find_blocks
 from automodel_recipes.batches import Batch
 from automodel_recipes.build.optim import build_recipe_optimizer
-from automodel_recipes.build.training import build_ema, build_watchdog
+from automodel_recipes.build.training import build_ema
 from automodel_recipes.flops import StepFlops, step_flops
 from automodel_recipes.memory.ghost import Collective, EqualChunks, ghost_tensors
 from automodel_recipes.memory.live import ACTIVATIONS, HEAD, UPDATE, LiveTensors
 from automodel_recipes.options import TrainOptions
+from automodel_recipes.plan.stages import LoneStages
 from automodel_recipes.plan.weightless import without_weights
 from automodel_recipes.run import DEFAULT_RECIPE, recipe_class
 from automodel_recipes.train_step import train_step
 
 PARAMETERS, GRADIENTS, OPTIMIZER, BUFFERS = "parameters", "gradients", "optimizer", "buffers"
+AVERAGES = "weight averages"
 
 
 @dataclass
@@ -75,9 +77,12 @@ def trace_step(
     with ghost_tensors() as ghost:
         with EqualChunks():
             r.build_model()
+        if r.parallel.pipeline is not None:
+            r.parallel.pipeline = LoneStages(r.parallel.pipeline, ghost.collectives)
         r.max_grad_norm = config.get("clip_grad_norm.max_norm", 1.0)
         r.optimizer = r.parallel.prepare_optimizer(build_recipe_optimizer(config, r.unwrapped()))
-        r.watchdog, r.loss_scaler, r.ema = build_watchdog(config), None, build_ema(config, r.unwrapped())
+        r.watchdog, r.loss_scaler = SimpleNamespace(take_step=_take_step), None
+        r.ema = build_ema(config, r.unwrapped())
         r.lr_schedule = SimpleNamespace(last_lr=0.0, step=lambda: None)
         if like_gpu:
             _update_at_once(r.optimizer)
@@ -98,6 +103,12 @@ def trace_step(
         model_config=r.unwrapped().config,
         flops=step_flops(r.unwrapped()),
     )
+
+
+def _take_step(optimizer: torch.optim.Optimizer, grad_norm: torch.Tensor) -> torch.Tensor:
+    """As the watch-dog on finite gradients: a norm without a value cannot be judged."""
+    optimizer.step()
+    return torch.zeros_like(grad_norm)
 
 
 def _on_ghosts(parallel: Any) -> Any:
@@ -127,6 +138,8 @@ class WatchedStep:
         live.hold(BUFFERS, model.buffers())
         live.hold(OPTIMIZER, self._optimizer_tensors())
         live.hold(PARAMETERS, model.parameters())
+        if (ema := getattr(self._r, "ema", None)) is not None:
+            live.hold(AVERAGES, ema.state_dict()["averages"].values())
         if (teacher := getattr(self._r, "teacher", None)) is not None:
             live.hold(PARAMETERS, [*teacher.parameters(), *teacher.buffers()])
 
