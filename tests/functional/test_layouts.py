@@ -100,11 +100,15 @@ def run_layouts(tiny_config, four_layers, tmp_path):
     """``run(world_size, layouts, **kind)`` -> layout name -> its directory and what it left."""
     tiny_config["model"]["pretrained_model_name_or_path"] = str(four_layers)
 
-    def run(world_size: int, layouts: dict[str, Any], **kind: bool) -> dict[str, tuple[Path, Left]]:
+    def run(
+        world_size: int, layouts: dict[str, Any], *, max_steps: int = 4, **kind: bool
+    ) -> dict[str, tuple[Path, Left]]:
         runs = []
         for name, distributed in layouts.items():
             out = tmp_path / f"{name} {world_size}".replace(" ", "-")
-            runs.append(LayoutRun(name, configure(tiny_config, out, distributed, **kind)))
+            config = configure(tiny_config, out, distributed, **kind)
+            config["step_scheduler"]["max_steps"] = max_steps
+            runs.append(LayoutRun(name, config))
         found = {}
         for item, answers in run_in_group(world_size, train, runs):
             if isinstance(answers, str):
@@ -153,6 +157,9 @@ def test_quick(run_layouts, lora: bool) -> None:
     chosen = {name: LAYOUTS[2][name] for name in QUICK}
     for name, got in run_layouts(2, chosen, lora=lora, packed=False).items():
         compare(name, expected, got)
+        read = [report for report in got[1].reports if report.startswith("base weights")]
+        assert len(read) == 1, name
+        assert "read by each rank straight into its shards" in read[0], name
 
 
 @pytest.mark.more
@@ -163,3 +170,47 @@ def test_every_layout(run_layouts, kind: str) -> None:
     for world_size, layouts in LAYOUTS.items():
         for name, got in run_layouts(world_size, layouts, **settings).items():
             compare(name, expected, got)
+
+
+CHAIN = [(4, "dp2 tp2"), (2, "pp interleaved"), (2, "cp"), (1, "one"), (4, "dp2 pp2")]
+
+
+@pytest.mark.more
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_each_step_under_another_layout_is_one_loss_curve(run_layouts, tiny_config, tmp_path: Path, kind: str) -> None:
+    """A checkpoint of every layout goes on under the next one, as if nothing had happened."""
+    settings = {"lora": kind == "lora", "packed": False}
+    tiny_config["step_scheduler"] = {**tiny_config["step_scheduler"], "num_epochs": 2}
+    [(whole, expected)] = run_layouts(1, {"one": {}}, max_steps=len(CHAIN), **settings).values()
+    out = tmp_path / "chain"
+    for step, (world_size, name) in enumerate(CHAIN, start=1):
+        distributed = LAYOUTS.get(world_size, {}).get(name, {})
+        config = configure(tiny_config, out, distributed, **settings)
+        config["step_scheduler"]["max_steps"] = len(CHAIN)
+        config["evaluation"]["exact_match"] = False
+        run = LayoutRun(name, config, resume="auto" if step > 1 else "never", max_steps=step)
+        [(_, answers)] = run_in_group(world_size, train, [run])
+        assert not isinstance(answers, str), answers
+    assert answers[0].of("train", "loss") == pytest.approx(expected.of("train", "loss"), rel=1e-5)
+    assert answers[0].of("train", "grad_norm") == pytest.approx(expected.of("train", "grad_norm"), rel=1e-4)
+    want, have = exported(whole), exported(out)
+    assert all((have[key] - tensor).norm() <= 1e-4 * tensor.norm() for key, tensor in want.items())
+
+
+@pytest.mark.more
+def test_demo_through_the_command_line_on_four_processes(cli, tmp_path: Path) -> None:
+    """``dp 2 x tp 2`` by ``--nproc-per-node 4``: plain transformers reads what was trained, with the same logits."""
+    import yaml
+    from transformers import AutoModelForCausalLM
+
+    config = yaml.safe_load(Path("examples/llm/demo_full.yaml").read_text())
+    config["step_scheduler"].update(global_batch_size=8, local_batch_size=2, max_steps=3)
+    del config["validation_dataset"], config["evaluation"]
+    ids = torch.arange(3, 35)[None]
+    one = cli({**config, "distributed": {"strategy": "fsdp2"}}, "one")
+    four = cli({**config, "distributed": {"strategy": "fsdp2", "tp_size": 2}}, "four", "--nproc-per-node", "4")
+    assert "dp_shard 2 x tp 2" in four.stdout
+    assert four.train("loss") == pytest.approx(one.train("loss"), rel=1e-5)
+    with torch.no_grad():
+        logits = [AutoModelForCausalLM.from_pretrained(run.path / "final")(ids).logits for run in (one, four)]
+    torch.testing.assert_close(logits[1], logits[0], rtol=1e-4, atol=1e-4)

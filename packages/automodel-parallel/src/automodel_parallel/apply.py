@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from automodel_parallel.context import ParallelContext
 from automodel_parallel.report import ParallelReport
@@ -64,35 +64,56 @@ def materialize(model: nn.Module, device: torch.device) -> None:
     """Give a model on the meta device memory, right buffers and its ties; parameter values are the load's business.
 
     Non-persistent buffers (rotary frequencies) are in no file: ``to_empty`` leaves garbage in them while a load reports
-    that every key matched, so they are computed again.
+    that every key matched, so they are computed again, where ``recompute_buffers`` has not done it before.
     """
+    computed = [(m, name, m._buffers[name]) for m in model.modules() for name in _computed_buffers(m)]
     model.to_empty(device=device)
+    for module, name, buffer in computed:
+        module._buffers[name] = buffer if buffer.is_meta else buffer.to(device)
     recompute_buffers(model, device)
     if hasattr(model, "tie_weights"):
         model.tie_weights()
 
 
 def recompute_buffers(model: nn.Module, device: torch.device) -> None:
-    """Fill the non-persistent buffers that a Hugging Face model computes from its config.
+    """Fill the non-persistent buffers on the meta device that a Hugging Face model computes from its config.
 
     Raises: ValueError: a module holds such a buffer and knows no way to compute it.
     """
     for name, module in model.named_modules():
-        names = module._non_persistent_buffers_set & module._buffers.keys()
+        names = [name for name in _computed_buffers(module) if module._buffers[name].is_meta]
         if not names:
             continue
+        for buffer in names:
+            module._buffers[buffer] = _unfilled(module._buffers[buffer], device)
         if hasattr(module, "config") and hasattr(module, "rope_type"):
             fresh = type(module)(config=module.config).to(device)
+            module._buffers.update({buffer: fresh._buffers[buffer] for buffer in names})
         elif hasattr(model, "_init_weights"):
             _fill_by_init_weights(model, module)
-            continue
-        else:
+        if left := [buffer for buffer in names if _is_unfilled(module._buffers[buffer])]:
             raise ValueError(
-                f"module {name!r} ({type(module).__name__}) has computed buffers {sorted(names)} that cannot be "
+                f"module {name!r} ({type(module).__name__}) has computed buffers {left} that cannot be "
                 "rebuilt after meta initialisation. Build the model with weights instead."
             )
-        for buffer in names:
-            module._buffers[buffer] = fresh._buffers[buffer]
+
+
+def _computed_buffers(module: nn.Module) -> list[str]:
+    return [name for name in module._non_persistent_buffers_set if module._buffers.get(name) is not None]
+
+
+_NEVER = -(2**40) - 1  # an integer that no position or index has
+
+
+def _unfilled(buffer: Tensor, device: torch.device) -> Tensor:
+    value: float = float("nan") if buffer.is_floating_point() else _NEVER if buffer.dtype == torch.int64 else 0
+    return torch.full(buffer.shape, value, dtype=buffer.dtype, device=device)
+
+
+def _is_unfilled(buffer: Tensor) -> bool:
+    if buffer.is_floating_point():
+        return bool(buffer.isnan().any())
+    return buffer.dtype == torch.int64 and bool((buffer == _NEVER).any())
 
 
 def _fill_by_init_weights(model: nn.Module, module: nn.Module) -> None:

@@ -35,6 +35,8 @@ class ParallelContext:
     strategy = "single"
     pipeline: Any = None
     compiler = CompileConfig(enabled=False)
+    shards_parameters = False
+    """Whether a rank holds a part of the parameters, so that weights are best read into the parts."""
     batches_per_forward = 1
     """How many batches of an evaluation go through the model together: more than 1 where stages would idle."""
 

@@ -146,6 +146,7 @@ class FSDP2Context(ParallelContext):
     def __init__(self, info: DistInfo, dims: ParallelDims, meshes: Meshes, *, manager: FSDP2Manager) -> None:
         super().__init__(info, dims, meshes)
         self.manager = manager
+        self.shards_parameters = info.world_size > dims.dp_replicate
         self._sequence: ContextParallelState | None = None
         self._tensor_group: TensorParallelGroup | None = None
         if dims.cp > 1:

@@ -11,7 +11,7 @@ import torch
 from automodel_core.config import ConfigNode
 from automodel_core.loss import count_label_tokens, forward_loss, shift_labels
 from automodel_core.training import StatefulRNG, StepScheduler
-from automodel_parallel import shutdown
+from automodel_parallel import assemble, shutdown
 from automodel_recipes.batches import Batch
 from automodel_recipes.build.data import global_batch_size
 from automodel_recipes.build.model import ModelBuild, build_model
@@ -113,13 +113,17 @@ class BaseRecipe:
 
     def build_model(self) -> None:
         """Base weights, freezing, LoRA, kernels; then the parallel layout."""
-        self.built: ModelBuild = build_model(self.config, seed=self.seed, tokenizer=self.tokenizer, device=self.device)
-        if self.built.peft is not None and self.parallel.dims.pp > 1:
-            from automodel_core.peft import adapter_config
-
-            self.built.adapter_config = adapter_config(self.built.model, self.built.peft)
-        self.model, report = self.parallel.parallelize(self.built.model)
-        self.built.reports.append(report)
+        self.built: ModelBuild = build_model(
+            self.config,
+            seed=self.seed,
+            tokenizer=self.tokenizer,
+            device=self.device,
+            sharded=self.parallel.shards_parameters,
+            num_stages=self.parallel.dims.pp,
+        )
+        done = assemble(self.built.model, self.parallel, load=self.built.load, initialize=self.built.initialize)
+        self.model = done.model
+        self.built.reports += [done.parallel, *done.reports]
         self.neftune = build_neftune(self.config, self.unwrapped(), seed=self.seed + self.parallel.dp_rank)
         self.loss_fn = build_loss(self.config)
 

@@ -37,7 +37,12 @@ class BaseWeightsReport:
 
 
 def load_base_weights(
-    model: torch.nn.Module, source: Any, *, strict: bool = True, adapters: tuple[str, ...] = ("lora_",)
+    model: torch.nn.Module,
+    source: Any,
+    *,
+    strict: bool = True,
+    adapters: tuple[str, ...] = ("lora_",),
+    dry_run: bool = False,
 ) -> BaseWeightsReport:
     """Fill a model's parameters and persistent buffers in place; every rank calls it, and nothing is communicated.
 
@@ -50,6 +55,7 @@ def load_base_weights(
             with ``path`` and ``gguf_file`` such as ``weight_source`` of a model built with ``materialize=False``.
         strict: the names on disk must be exactly those of the model; False reports differences.
         adapters: parameters with one of these in their name are not expected on disk.
+        dry_run: compare names and shapes, read no weight; then the model may be on the meta device.
 
     Raises: StateMismatch: names or shapes differ. UnsupportedState: Transformers computes weights at load.
         CheckpointNotFound. CorruptCheckpoint, UnsafeFile: a file is damaged, or a pickle.
@@ -58,10 +64,13 @@ def load_base_weights(
     model = unwrap(model)
     live = model_tensors(model).tensors
     wanted = {name: tensor for name, tensor in live.items() if not any(part in name for part in adapters)}
-    _refuse_meta(wanted)
+    if not dry_run:
+        _refuse_meta(wanted)
     path = _path_of(source)
     report = (
-        _load_gguf(model, wanted, path) if path.suffix == ".gguf" else _load_safetensors(model, wanted, path, strict)
+        _load_gguf(model, wanted, path, dry_run)
+        if path.suffix == ".gguf"
+        else _load_safetensors(model, wanted, path, strict, dry_run)
     )
     if strict and (report.missing or report.unexpected):
         raise StateMismatch(
@@ -97,16 +106,17 @@ def _path_of(source: Any) -> Path:
     return path
 
 
-def _load_gguf(model: Any, wanted: Mapping[str, Tensor], path: Path) -> BaseWeightsReport:
+def _load_gguf(model: Any, wanted: Mapping[str, Tensor], path: Path, dry_run: bool) -> BaseWeightsReport:
     from automodel_ckpt.hf.gguf_file import gguf_tensors
 
     loaded: set[str] = set()
     for name, tensor in gguf_tensors(model, path):
         if name in wanted:
-            _copy_local(wanted[name], tensor, name, path)
+            if not dry_run:
+                _copy_local(wanted[name], tensor, name, path)
             loaded.add(name)
     missing = tuple(sorted(wanted.keys() - loaded))
-    return BaseWeightsReport(len(loaded), path.stat().st_size, missing, ())
+    return BaseWeightsReport(len(loaded), 0 if dry_run else path.stat().st_size, missing, ())
 
 
 @torch.no_grad()
@@ -122,7 +132,9 @@ def _check_shape(name: str, found: tuple[int, ...], expected: tuple[int, ...], p
         raise StateMismatch(f"{name}: shape {list(found)} in {path}, {list(expected)} here.")
 
 
-def _load_safetensors(model: Any, wanted: Mapping[str, Tensor], path: Path, strict: bool) -> BaseWeightsReport:
+def _load_safetensors(
+    model: Any, wanted: Mapping[str, Tensor], path: Path, strict: bool, dry_run: bool
+) -> BaseWeightsReport:
     files = _Files(base_files(path))
     groups = disk_groups(model, wanted)
     found = match_names(model, groups, files.tensors)
@@ -131,6 +143,10 @@ def _load_safetensors(model: Any, wanted: Mapping[str, Tensor], path: Path, stri
     if strict and (missing or unexpected):
         return BaseWeightsReport(0, 0, tuple(missing), unexpected)
     complete = [group for group in groups if all(name in found for name in group.disk)]
+    if dry_run:
+        for group in complete:
+            _check_shapes(group, found, files)
+        return BaseWeightsReport(0, 0, tuple(missing), unexpected)
     whole_groups = [group for group in complete if not _plan(group, wanted, found, files)]
     total = files.read()
     for group in whole_groups:
@@ -184,6 +200,12 @@ def _plan(group: Group, wanted: Mapping[str, Tensor], found: Mapping[str, str], 
         if part is not None:
             files.want(found[piece.disk], *part)
     return True
+
+
+def _check_shapes(group: Group, found: Mapping[str, str], files: _Files) -> None:
+    for name, shape in group.disk.items():
+        path, record = files.tensors[found[name]]
+        _check_shape(_label(group, name, group.memory[0]), record.shape, shape, path)
 
 
 def _label(group: Group, disk: str, memory: str) -> str:

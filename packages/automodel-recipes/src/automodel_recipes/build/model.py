@@ -25,32 +25,36 @@ class ModelBuild:
     """The ``FP8Config`` in force, if any: then a forward differs from the plain model's by rounding."""
     after_step: list[Callable[[torch.nn.Module], None]] = field(default_factory=list)
     """What has to be done to the parallel model after each optimizer step."""
+    load: Callable[[torch.nn.Module], Any] | None = None
+    """Fills a model on the meta device once it is spread over the ranks; None: it has its weights."""
+    initialize: Callable[[torch.nn.Module], Any] | None = None
+    """Then fills what no file holds."""
+    num_parameters: int = 0
+    """All parameters, tied ones counted once, quantised ones by the numbers that they stand for."""
+    num_trainable: int = 0
+    """Parameters that the optimizer will change."""
     adapter_config: dict[str, Any] | None = None
     """What ``adapter_config.json`` says, for a model that will be cut into stages and then knows only a part."""
 
-    @property
-    def num_parameters(self) -> int:
-        """All parameters, tied ones counted once, quantised ones by the numbers that they stand for."""
-        from automodel_core.peft.base_weight import num_elements
-
-        return sum(map(num_elements, self.model.parameters()))
-
-    @property
-    def num_trainable(self) -> int:
-        """Parameters that the optimizer will change."""
-        return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
-
 
 def build_model(
-    config: ConfigNode, *, seed: int, tokenizer: Any = None, device: torch.device | None = None
+    config: ConfigNode,
+    *,
+    seed: int,
+    tokenizer: Any = None,
+    device: torch.device | None = None,
+    sharded: bool = False,
+    num_stages: int = 1,
 ) -> ModelBuild:
     """Load or initialise the model of the ``model`` section and apply the edits that the YAML asks for, in order.
 
     Args:
         device: where a quantised base is loaded to; other models are moved by the parallel layout.
+        sharded: ranks hold parts of the parameters: then weights are read into these parts where they can be.
+        num_stages: pipeline stages that the model will be cut into.
     """
     torch.manual_seed(seed)
-    built = ModelBuild(build(config.model, quantized_loading(config, device), tokenizer=tokenizer))
+    built = _base_model(config, tokenizer=tokenizer, device=device, sharded=sharded, num_stages=num_stages)
     _freeze(built, config)
     _apply_qat(built, config)
     _apply_lora(built, config, seed)
@@ -59,7 +63,35 @@ def build_model(
     apply_fp8_section(built, config)
     _apply_transforms(built, config)
     apply_mixed_precision(config, built.model)
+    _count(built, num_stages)
     return built
+
+
+def _base_model(
+    config: ConfigNode, *, tokenizer: Any, device: torch.device | None, sharded: bool, num_stages: int
+) -> ModelBuild:
+    from automodel_recipes.build.base_weights import build_on_meta, loader, why_whole
+
+    reason = why_whole(config) if sharded else ""
+    if reason is None:
+        model, reason = build_on_meta(config.model, tokenizer=tokenizer)
+        if model is not None:
+            return ModelBuild(model, load=loader(model, whole_model=num_stages == 1))
+    built = ModelBuild(build(config.model, quantized_loading(config, device), tokenizer=tokenizer))
+    if reason:
+        built.reports.append(f"base weights: whole on every rank before they are spread: {reason}")
+    return built
+
+
+def _count(built: ModelBuild, num_stages: int) -> None:
+    from automodel_core.peft.base_weight import num_elements
+
+    built.num_parameters = sum(map(num_elements, built.model.parameters()))
+    built.num_trainable = sum(p.numel() for p in built.model.parameters() if p.requires_grad)
+    if built.peft is not None and num_stages > 1:
+        from automodel_core.peft import adapter_config
+
+        built.adapter_config = adapter_config(built.model, built.peft)
 
 
 def _freeze(built: ModelBuild, config: ConfigNode) -> None:
@@ -89,7 +121,10 @@ def _apply_lora(built: ModelBuild, config: ConfigNode, seed: int) -> None:
     built.peft = section.instantiate()
     # What use_triton asks for is done with the other kernels: a model is patched once.
     built.reports.append(apply_lora(built.model, built.peft, triton_rule=lambda model: None))
-    init_lora(built.model, seed)
+    if built.load is None:
+        init_lora(built.model, seed)
+    else:
+        built.initialize = lambda model: init_lora(model, seed)
 
 
 def _prepare_vision(built: ModelBuild) -> None:
