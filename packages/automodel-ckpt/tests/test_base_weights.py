@@ -277,3 +277,15 @@ def test_names_on_disk_do_not_depend_on_sharding(tmp_path, family):
         assert type(model).__name__ == f"FSDP{family}"
 
     ranks.run(2, work)
+
+
+def test_dry_run_compares_and_reads_nothing(tmp_path):
+    export_hf(_llama(0), tmp_path / "base")
+    with torch.device("meta"):
+        target = _llama(1)
+    report = load_base_weights(target, tmp_path / "base", dry_run=True)
+    assert (report.bytes_read, report.missing, report.unexpected) == (0, (), ())
+    with torch.device("meta"):
+        wider = _llama(1, num_key_value_heads=1)
+    with pytest.raises(StateMismatch, match=r"k_proj.*shape"):
+        load_base_weights(wider, tmp_path / "base", dry_run=True)

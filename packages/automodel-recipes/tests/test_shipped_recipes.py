@@ -9,7 +9,7 @@ from automodel_core.config import load_config
 from automodel_recipes.model_facts import find_facts
 from automodel_recipes.shipped import ROOT
 from automodel_recipes.validation import validate
-from automodel_recipes.validation.rules import model_facts
+from automodel_recipes.validation.facts import model_facts
 
 SHIPPED = sorted(ROOT.rglob("*.yaml"))
 

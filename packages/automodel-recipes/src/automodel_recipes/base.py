@@ -16,7 +16,7 @@ from automodel_recipes.batches import Batch
 from automodel_recipes.build.data import global_batch_size
 from automodel_recipes.build.model import ModelBuild, build_model
 from automodel_recipes.build.optim import build_loss, build_lr_schedule, build_recipe_optimizer
-from automodel_recipes.build.parallel import build_dist_info, build_parallel
+from automodel_recipes.build.parallel import build_dist_info, build_parallel, usable_layout
 from automodel_recipes.build.training import build_ema, build_loss_scaler, build_neftune, build_watchdog
 from automodel_recipes.checkpointing import RunCheckpointer, claim_directory, release_directory
 from automodel_recipes.early_stopping import EarlyStopping
@@ -121,11 +121,22 @@ class BaseRecipe:
             sharded=self.parallel.shards_parameters,
             num_stages=self.parallel.dims.pp,
         )
-        done = assemble(self.built.model, self.parallel, load=self.built.load, initialize=self.built.initialize)
+        with usable_layout():
+            self._check_layout()
+            done = assemble(self.built.model, self.parallel, load=self.built.load, initialize=self.built.initialize)
         self.model = done.model
         self.built.reports += [done.parallel, *done.reports]
         self.neftune = build_neftune(self.config, self.unwrapped(), seed=self.seed + self.parallel.dp_rank)
         self.loss_fn = build_loss(self.config)
+
+    def _check_layout(self) -> None:
+        """Raises: ValueError: the recipe's own way to a loss cannot be cut into stages or along the sequence."""
+        dims = self.parallel.dims
+        if type(self).forward_loss is not BaseRecipe.forward_loss and max(dims.pp, dims.cp) > 1:
+            raise ValueError(
+                f"pp_size {dims.pp}, cp_size {dims.cp} with {type(self).__name__}, whose loss needs whole sequences "
+                "and whole models. Set both to 1; tp_size and data ranks are free."
+            )
 
     def build_data(self) -> None:
         """Set ``train_loader``, ``eval_loaders`` and, for generated answers, ``eval_rows``."""

@@ -140,8 +140,17 @@ _LLM: dict[str, Section] = {
     "distributed": Section(
         "How the work is split over processes.",
         kind="distributed",
-        keys={"strategy": Key({"enum": ["ddp", "fsdp2", "none"]}, "Data parallelism: whole copies, or shards.")},
-        takes=("automodel_parallel:DDPManager", "automodel_parallel:FSDP2Manager"),
+        keys={
+            "strategy": Key(
+                {"enum": ["ddp", "fsdp2", "megatron_fsdp", "none"]},
+                "Whole copies, or shards by PyTorch or by NVIDIA's megatron-fsdp.",
+            )
+        },
+        takes=(
+            "automodel_parallel:DDPManager",
+            "automodel_parallel:FSDP2Manager",
+            "automodel_parallel:MegatronFSDPManager",
+        ),
     ),
     "loss_fn": Section("The loss; masked cross-entropy by default.", kind="loss_fn"),
     "dataset": Section("Training rows.", kind="dataset", offers=("tokenizer",), required=True),

@@ -1,13 +1,11 @@
 """Settings that contradict one another, or the machine."""
 
 import importlib.util
-import json
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
-from automodel_core.config import ConfigError, ConfigNode
-from automodel_recipes.model_facts import find_facts
+from automodel_core.config import ConfigNode
+from automodel_recipes.validation.facts import number
+from automodel_recipes.validation.layout_rules import LAYOUT_RULES, data_ranks
 from automodel_recipes.validation.report import Report
 
 # transformers derives a block-diagonal mask from position ids that restart, for these and only these.
@@ -20,24 +18,21 @@ def check_rules(config: ConfigNode, report: Report, *, nproc_per_node: int = 1) 
         rule(config, report, nproc_per_node)
 
 
-def _number(config: ConfigNode, path: str) -> int | None:
-    value = config.get(path)
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
-
-
 def _batch_divides(config: ConfigNode, report: Report, nproc_per_node: int) -> None:
-    whole = _number(config, "step_scheduler.global_batch_size")
-    local = _number(config, "step_scheduler.local_batch_size") or 1
+    whole = number(config, "step_scheduler.global_batch_size")
+    local = number(config, "step_scheduler.local_batch_size") or 1
     if whole is None:
         return
     source = config.source("step_scheduler.global_batch_size")
     if config.get("step_scheduler.grad_acc_steps") is not None:
         message = "stands beside grad_acc_steps, which is another way to say the same; remove one of the two"
         report.add(source, "step_scheduler.global_batch_size", message)
-    elif whole % (local * nproc_per_node):
-        ranks = f" x {nproc_per_node} processes" if nproc_per_node > 1 else ""
-        below = whole - whole % (local * nproc_per_node)
-        nearest = max(below, local * nproc_per_node)
+        return
+    dp_size = data_ranks(config, nproc_per_node)
+    if whole % (local * dp_size):
+        kind = "processes" if dp_size == nproc_per_node else "data ranks"
+        ranks = f" x {dp_size} {kind}" if dp_size > 1 else ""
+        nearest = max(whole - whole % (local * dp_size), local * dp_size)
         message = f"{whole} is not a multiple of local_batch_size {local}{ranks}; {nearest} is"
         report.add(source, "step_scheduler.global_batch_size", message)
 
@@ -114,23 +109,9 @@ def _compiled_once(config: ConfigNode, report: Report, nproc_per_node: int) -> N
         report.add(config.source("compile"), "compile", message)
 
 
-def _heads_divide(config: ConfigNode, report: Report, nproc_per_node: int) -> None:
-    tp_size = _number(config, "distributed.tp_size")
-    facts = model_facts(config)
-    if tp_size is None or tp_size == 1 or facts is None:
-        return
-    for name in ("num_attention_heads", "num_key_value_heads"):
-        heads = facts.get(name)
-        if isinstance(heads, int) and heads % tp_size:
-            divisors = [n for n in range(2, heads + 1) if heads % n == 0]
-            message = f"{tp_size} does not divide the model's {name} = {heads}; choose one of {divisors}, or 1"
-            report.add(config.source("distributed.tp_size"), "distributed.tp_size", message)
-            return
-
-
 def _schedule_fits(config: ConfigNode, report: Report, nproc_per_node: int) -> None:
-    steps = _number(config, "step_scheduler.max_steps")
-    warmup = _number(config, "lr_scheduler.lr_warmup_steps")
+    steps = number(config, "step_scheduler.max_steps")
+    warmup = number(config, "lr_scheduler.lr_warmup_steps")
     if steps is not None and warmup is not None and warmup >= steps:
         message = f"warms up for {warmup} steps, but the run has {steps}; choose fewer, or raise max_steps"
         report.add(config.source("lr_scheduler.lr_warmup_steps"), "lr_scheduler.lr_warmup_steps", message)
@@ -165,25 +146,9 @@ RULES: tuple[Rule, ...] = (
     _quantized_base_is_loadable,
     _fp8_fits,
     _compiled_once,
-    _heads_divide,
+    *LAYOUT_RULES,
     _schedule_fits,
     _seed_once,
     _exact_match_has_rows,
     _something_is_kept,
 )
-
-
-def model_facts(config: ConfigNode) -> dict[str, Any] | None:
-    """The model's dimensions: from its directory's config.json, or from the facts that ship for its hub id."""
-    try:
-        source = config.path("model.pretrained_model_name_or_path")
-    except ConfigError:
-        return None  # reported with the files
-    if not isinstance(source, str):
-        return None
-    file = Path(source).expanduser() / "config.json"
-    try:
-        facts = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else find_facts(source)
-    except (OSError, ValueError):
-        return None
-    return facts | facts.get("text_config", {}) if isinstance(facts, dict) else None
