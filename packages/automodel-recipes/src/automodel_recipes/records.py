@@ -64,6 +64,7 @@ class RunRecords:
         end = {"exit_code": 0, "reason": summary.stop_reason or "the schedule is complete"}
         self._write_run_json(status="finished", summary=summary, end=end)
         self._trackers.close(exit_code=0)
+        self._write_report()
         end_screen(self.r, summary, final)
 
     def ended(self, error: BaseException) -> None:
@@ -141,6 +142,13 @@ class RunRecords:
                 "eta": duration(row["eta_s"]),
             },
         )
+
+    def _write_report(self) -> None:
+        if self.is_main and not self.r.options.dry_run:
+            from automodel_recipes.runs.folder import open_run
+            from automodel_recipes.runs.report import write_report
+
+            write_report(open_run(self.r.run_dir.path), self.r.run_dir.path / "report.html")
 
     def _write_run_json(
         self, *, status: str, summary: "TrainSummary | None" = None, end: dict[str, Any] | None = None

@@ -2,18 +2,19 @@
 
 import platform
 import sys
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
+from automodel_core.config.secret import MASK, is_secret_key
 from automodel_recipes.flops import FORMULA
+from automodel_recipes.runs.folder import FORMAT
 from automodel_recipes.validation.provenance import provenance
 
 if TYPE_CHECKING:
     from automodel_recipes.base import BaseRecipe
     from automodel_recipes.loop import TrainSummary
 
-FORMAT = 1
-"""Version of the file; readers refuse newer ones in words."""
 
 _PACKAGES = (
     "torch",
@@ -46,7 +47,7 @@ def run_record(
         "format": FORMAT,
         "status": status,
         "recipe": type(r).__name__,
-        "command": sys.argv,
+        "command": without_secrets(sys.argv),
         "config": r.config.to_dict(raw=True),
         "provenance": {
             row.path: {"value": row.value, "origin": row.origin, "source": row.source} for row in provenance(r.config)
@@ -77,6 +78,17 @@ def run_record(
             "exact_match": summary.exact_match,
         }
     return record
+
+
+def without_secrets(words: Sequence[str]) -> list[str]:
+    """A command line whose ``a.token=VALUE`` and ``--a.token VALUE`` are masked."""
+    shown, hide = [], False
+    for word in words:
+        key, equals, _ = word.lstrip("-").partition("=")
+        secret = is_secret_key(key.rpartition(".")[2])
+        shown.append(MASK if hide else f"{word.partition('=')[0]}={MASK}" if secret and equals else word)
+        hide = secret and not equals and word.startswith("--")
+    return shown
 
 
 def _mfu(r: "BaseRecipe") -> dict[str, Any]:

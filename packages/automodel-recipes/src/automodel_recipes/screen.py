@@ -41,7 +41,7 @@ def end_screen(r: "BaseRecipe", summary: "TrainSummary", final: Path | None) -> 
     if final is not None:
         kind = "adapter" if r.built.peft is not None else "model"
         r.console.fact(kind, str(final))
-        r.console.fact("curves", f"{r.run_dir.path / 'loss.png'} and {r.run_dir.metrics}")
+        r.console.fact("report", f"{r.run_dir.path / 'report.html'}, numbers in {r.run_dir.metrics.name}")
         for command in next_commands(
             r.run_dir.path, is_adapter=r.built.peft is not None, takes_images=r.processor is not None
         ):

@@ -35,6 +35,7 @@ VERBS = {
     ),
     "recipes": Verb("automodel_recipes.cli.recipes:recipes", "Prepare", "List, copy and show the shipped recipes."),
     "launch": Verb("automodel_recipes.cli.launch:launch", "Scale", "Put a run on a cluster."),
+    "runs": Verb("automodel_recipes.cli.runs:runs", "Outputs", "List, compare, draw and report runs."),
     "ckpt": Verb("automodel_recipes.cli.ckpt:ckpt", "Outputs", "Inspect and convert checkpoints."),
 }
 _SECTIONS = ("Run", "Prepare", "Outputs", "Scale")

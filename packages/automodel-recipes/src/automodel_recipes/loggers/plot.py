@@ -1,5 +1,6 @@
 """Loss curves as a PNG."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ def plot_loss(rows: list[dict[str, Any]], path: Path) -> bool:
     if train:
         steps, losses = zip(*sorted(train.items()), strict=True)
         axes.plot(steps, losses, color="#9ab7d8", linewidth=1, label="train")
-        axes.plot(steps, _smooth(losses), color="#1f5a9c", linewidth=2, label="train, smoothed")
+        axes.plot(steps, smooth(losses), color="#1f5a9c", linewidth=2, label="train, smoothed")
     if val:
         steps, losses = zip(*sorted(val.items()), strict=True)
         axes.plot(steps, losses, color="#c4572a", marker="o", linewidth=1.5, label="validation")
@@ -42,7 +43,7 @@ def _series(rows: list[dict[str, Any]], kind: str, key: str) -> dict[int, float]
     return {row["step"]: row[key] for row in rows if row.get("kind") == kind and isinstance(row.get(key), int | float)}
 
 
-def _smooth(values: tuple[float, ...], weight: float = 0.9) -> list[float]:
+def smooth(values: Sequence[float], weight: float = 0.9) -> list[float]:
     """Exponential moving average, corrected for its start."""
     smoothed, total, norm = [], 0.0, 0.0
     for value in values:

@@ -1,0 +1,1 @@
+"""What finished and running runs have written down: read, compare, draw, report."""
