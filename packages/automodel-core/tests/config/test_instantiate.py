@@ -58,6 +58,13 @@ def test_runtime_keywords_are_passed_on(load):
     assert optimizer.param_groups[0]["params"] == [weight]
 
 
+def test_nested_targets_take_what_is_offered_and_not_given(load, lib):
+    inner = "{one: {_target_: mylib.Box}, two: [{_target_: mylib.Box, size: 2}]}"
+    text = f"a:\n  _target_: mylib.Box\n  size: 1\n  inner: {inner}\n"
+    box = load(text, allow_targets=["mylib"]).a.instantiate({"size": 9, "color": "red"})
+    assert (box.size, box.inner["one"].size, box.inner["two"][0].size) == (1, 9, 2)
+
+
 def test_a_key_given_twice_is_an_error(load):
     node = load("optimizer:\n  _target_: torch.optim.SGD\n  params: 3\n").optimizer
     assert message(lambda: node.instantiate(params=[])) == [

@@ -257,7 +257,7 @@ def build_dataloader(
     shuffle: bool = True,
     num_workers: int = 0,
     pin_memory: bool = False,
-    shuffle_block: int = 4096,
+    shuffle_block: int | None = None,
 ) -> Any:
     """A resumable loader of one rank's micro-batches: a `TrainLoader`, or a `StreamLoader` for a streaming dataset.
 
@@ -272,9 +272,9 @@ def build_dataloader(
         shuffle: False keeps the dataset's order.
         num_workers: worker processes; never changes the order. Of a stream they encode rows ahead of training.
         pin_memory: copy batches to page-locked memory.
-        shuffle_block: rows that a streaming dataset is shuffled within.
+        shuffle_block: rows of a stream that are shuffled among themselves, 4096 where left out.
 
-    Raises: DataError: an empty dataset, or a size below 1.
+    Raises: DataError: an empty dataset, a size below 1, or ``shuffle_block`` for a dataset that is shuffled whole.
     """
     is_stream = hasattr(dataset, "num_source_rows")
     num_samples = _rows_of_stream(dataset) if is_stream else len(dataset)
@@ -294,9 +294,14 @@ def build_dataloader(
             dataset,
             plan=plan,
             collate_fn=collate_fn,
-            shuffle_block=shuffle_block,
+            shuffle_block=4096 if shuffle_block is None else shuffle_block,
             num_workers=num_workers,
             pin_memory=pin_memory,
+        )
+    if shuffle_block is not None:
+        raise DataError(
+            f"shuffle_block={shuffle_block}: {type(dataset).__name__} has random access and is shuffled whole. Leave "
+            "it out; it is for streams."
         )
     return TrainLoader(dataset, plan=plan, collate_fn=collate_fn, num_workers=num_workers, pin_memory=pin_memory)
 

@@ -1,6 +1,7 @@
 """The rows of a configuration's dataset without its model: what ``data show`` and ``data check`` look at."""
 
 import inspect
+from itertools import islice
 from typing import Any, get_args, get_type_hints
 
 from automodel_core.config import ConfigNode
@@ -19,8 +20,18 @@ def tolerant_overrides(config: ConfigNode, section: str) -> list[str]:
     return [f"{section}.{key}={value}" for key, value in _TOLERANT.items() if key in keywords]
 
 
-def open_rows(config: ConfigNode, section: str = "dataset") -> tuple[Any, Any]:
+class FirstRows(list[Any]):
+    """The first rows of a stream, with its report of the rows read."""
+
+    def __init__(self, stream: Any, num_rows: int) -> None:
+        super().__init__(islice(stream, num_rows))
+        self.report = getattr(stream, "report", None)
+
+
+def open_rows(config: ConfigNode, section: str = "dataset", *, num_rows: int = 10_000) -> tuple[Any, Any]:
     """The dataset of a section as its recipe would build it, and the tokenizer; no weights are loaded.
+
+    Of a stream, the first ``num_rows`` rows.
 
     Raises: UnusableInputError: no such section, no rows, or rows whose labels are not those of tokens.
     """
@@ -28,8 +39,9 @@ def open_rows(config: ConfigNode, section: str = "dataset") -> tuple[Any, Any]:
     recipe: Any = recipe_class(config.get("recipe", DEFAULT_RECIPE), config.policy)(config, TrainOptions(quiet=True))
     recipe.build_tokenizer()
     dataset = build(node, tokenizer=recipe.tokenizer, processor=recipe.processor)
-    _check(dataset, section)
-    return dataset, recipe.tokenizer
+    rows = dataset if hasattr(dataset, "__len__") else FirstRows(dataset, num_rows)
+    _check(rows, section, kind=type(dataset).__name__)
+    return rows, recipe.tokenizer
 
 
 def _dataset_section(config: ConfigNode, section: str) -> ConfigNode:
@@ -39,10 +51,7 @@ def _dataset_section(config: ConfigNode, section: str) -> ConfigNode:
     return config.get(section)
 
 
-def _check(dataset: Any, section: str) -> None:
-    kind = type(dataset).__name__
-    if not hasattr(dataset, "__len__"):
-        raise UnusableInputError(f"{section} is a stream ({kind}), which has no row numbers. Name a map-style dataset.")
+def _check(dataset: Any, section: str, *, kind: str) -> None:
     if not len(dataset):
         raise UnusableInputError(f"{section} has no rows. Check its path, split and filters.")
     row = dataset[0]

@@ -161,7 +161,11 @@ _LLM: dict[str, Section] = {
     ),
     "dataloader": Section(
         "How training rows are read.",
-        keys={**_DATALOADER_KEYS, "shuffle": _flag("A new order every epoch, decided by the seed.")},
+        keys={
+            **_DATALOADER_KEYS,
+            "shuffle": _flag("A new order every epoch, decided by the seed."),
+            "shuffle_block": _whole("Rows of a stream that are shuffled among themselves; 4096 by default.", 1),
+        },
     ),
     "validation_dataset": _DATASET,
     "validation_dataloader": Section(

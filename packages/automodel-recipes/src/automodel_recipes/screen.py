@@ -83,16 +83,18 @@ def _data_line(r: "BaseRecipe") -> str:
     facts = r.data_facts
     supervised = 100 * facts.num_label_tokens / max(facts.num_tokens, 1)
     seen = "" if facts.is_complete else f" (first {facts.num_rows_seen:,} rows)"
+    rows = "a stream of" if facts.num_rows is None else f"{facts.num_rows:,}"
     return (
-        f"train {facts.num_rows:,} rows, {count(facts.num_tokens)} tokens, supervised {supervised:.1f} %, "
+        f"train {rows} rows, {count(facts.num_tokens)} tokens, supervised {supervised:.1f} %, "
         f"longest {facts.max_length}{seen}"
     )
 
 
 def _batch_line(r: "BaseRecipe") -> str:
     scheduler: Any = r.step_scheduler
+    per_epoch = "" if scheduler.steps_per_epoch is None else f"{scheduler.steps_per_epoch} steps/epoch, "
     accumulation = -(-scheduler.global_batch_size // (scheduler.local_batch_size * r.parallel.dp_size))
     return (
         f"{scheduler.local_batch_size} local x {accumulation} accumulation x {r.parallel.dp_size} dp = "
-        f"{scheduler.global_batch_size} | {scheduler.steps_per_epoch} steps/epoch, {scheduler.total_steps} in all"
+        f"{scheduler.global_batch_size} | {per_epoch}{scheduler.total_steps} in all"
     )

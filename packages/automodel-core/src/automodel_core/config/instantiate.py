@@ -18,7 +18,9 @@ from automodel_core.config.tree import Sequence as SequenceTree
 TARGET = "_target_"
 
 
-def build(table: Table, *, path: str, runtime: Mapping[str, Any], policy: Policy) -> Any:
+def build(
+    table: Table, *, path: str, runtime: Mapping[str, Any], policy: Policy, offered: Mapping[str, Any] | None = None
+) -> Any:
     """Build the object that a section describes; see :meth:`ConfigNode.instantiate`."""
     target = resolve(table, path=path, policy=policy)
     problems = [
@@ -30,7 +32,9 @@ def build(table: Table, *, path: str, runtime: Mapping[str, Any], policy: Policy
     if problems:
         raise ConfigError(problems)
     keywords = {
-        key: _value(entry.value, join(path, key), policy) for key, entry in table.entries.items() if key != TARGET
+        key: _value(entry.value, join(path, key), policy, offered or {})
+        for key, entry in table.entries.items()
+        if key != TARGET
     }
     if _binds_later(target, path):
         return functools.partial(target, **keywords, **runtime)
@@ -60,13 +64,14 @@ def _text(table: Table) -> str:
     return str(leaf.value) if isinstance(leaf, Leaf) else TARGET
 
 
-def _value(tree: Tree, path: str, policy: Policy) -> Any:
+def _value(tree: Tree, path: str, policy: Policy, offered: Mapping[str, Any]) -> Any:
     if isinstance(tree, Table):
         if TARGET in tree.entries:
-            return build(tree, path=path, runtime={}, policy=policy)
-        return {key: _value(entry.value, join(path, key), policy) for key, entry in tree.entries.items()}
+            taken = _taken(offered, tree, path, policy) if offered else {}
+            return build(tree, path=path, runtime=taken, policy=policy, offered=offered)
+        return {key: _value(entry.value, join(path, key), policy, offered) for key, entry in tree.entries.items()}
     if isinstance(tree, SequenceTree):
-        return [_value(item, join(path, index), policy) for index, item in enumerate(tree.items)]
+        return [_value(item, join(path, index), policy, offered) for index, item in enumerate(tree.items)]
     try:
         if is_package_path(tree.value):
             return resolve_package_path(tree.value)
@@ -75,6 +80,17 @@ def _value(tree: Tree, path: str, policy: Policy) -> Any:
     except ValueError as error:
         raise ConfigError([Problem(tree.source, path, str(error))]) from error
     return tree.value.reveal() if isinstance(tree.value, Secret) else tree.value
+
+
+def _taken(offered: Mapping[str, Any], table: Table, path: str, policy: Policy) -> dict[str, Any]:
+    """Those of the offered objects that the table's target takes by name and that the table does not give itself."""
+    try:
+        parameters = inspect.signature(resolve(table, path=path, policy=policy)).parameters
+    except (TypeError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        return {}  # builtins without a signature take nothing of ours
+    return {name: value for name, value in offered.items() if name in parameters and name not in table.entries}
 
 
 def keyword_problems(

@@ -101,6 +101,7 @@ KINDS = {
             (),
             (
                 "automodel_data.llm",
+                "automodel_data.mixed_stream",
                 "automodel_data.mixing",
                 "automodel_data.packing",
                 "automodel_data.streaming",
@@ -170,11 +171,12 @@ _ROLES = {
 def kind_of_role(path: str) -> Kind | None:
     """The kind that a target at a dotted path must have; None where any kind will do (nested settings).
 
-    ``validation_dataset_NAME`` is a dataset; items of ``transforms`` have the kind of the list.
+    ``validation_dataset_NAME`` is a dataset, and so is each of ``datasets``; items of ``transforms`` have the kind of
+    the list.
     """
     parts = path.split(".")
     role = parts[-2] if parts[-1].isdecimal() and len(parts) > 1 else parts[-1]
-    if role.startswith("validation_dataset_"):
+    if role.startswith("validation_dataset_") or (len(parts) > 1 and parts[-2] == "datasets"):
         role = "validation_dataset"
     return KINDS[_ROLES[role]] if role in _ROLES else None
 

@@ -79,10 +79,11 @@ class ConfigNode(Mapping[str, Any]):
             return _located(tree, join(self._path, path))
         return default
 
-    def instantiate(self, **runtime: Any) -> Any:
+    def instantiate(self, offered: Mapping[str, Any] | None = None, /, **runtime: Any) -> Any:
         """Call the section's ``_target_`` with its other keys, nested targets first.
 
         Args:
+            offered: objects for nested targets: each gets those that it takes by name and the YAML does not give.
             **runtime: objects that only the caller has (``params``, ``tokenizer``); a key that is also in the YAML is
                 an error, so neither silently wins.
 
@@ -92,7 +93,7 @@ class ConfigNode(Mapping[str, Any]):
         """
         from automodel_core.config.instantiate import build
 
-        return build(self._tree, path=self._path, runtime=runtime, policy=self._policy)
+        return build(self._tree, path=self._path, runtime=runtime, policy=self._policy, offered=offered)
 
     def error(self, path: str, message: str) -> ConfigError:
         """A ConfigError about the value at a dotted path, to be raised by whoever reads it."""

@@ -19,7 +19,8 @@ def accepted(target: Any, offered: dict[str, Any]) -> dict[str, Any]:
 def build(node: ConfigNode, given: Mapping[str, Any] | None = None, /, **offered: Any) -> Any:
     """Instantiate a ``_target_`` section with those runtime objects that its target takes by name.
 
-    A key that stands in the YAML wins over the offered object.
+    A key that stands in the YAML wins over the offered object. Nested targets, such as the sources of a mixture, are
+    offered the same.
 
     Args:
         node: the section.
@@ -27,7 +28,7 @@ def build(node: ConfigNode, given: Mapping[str, Any] | None = None, /, **offered
         offered: objects for targets that want them.
     """
     runtime = {name: value for name, value in accepted(node.target(), offered).items() if name not in node}
-    return node.instantiate(**runtime, **(given or {}))
+    return node.instantiate(offered, **runtime, **(given or {}))
 
 
 def plain(node: Any) -> dict[str, Any]:

@@ -70,7 +70,8 @@ def build_eval_loader(config: ConfigNode, dataset: Any, *, collate_fn: Any, para
     """Every row of a validation set exactly once over the ranks, the same number of batches on each."""
     section = config.get("validation_dataloader") or config.get("dataloader")
     options = _loader_options(section)
-    options.pop("shuffle", None)
+    for of_training in ("shuffle", "shuffle_block"):
+        options.pop(of_training, None)
     batch_size = section.get("batch_size") if section is not None else None
     return build_eval_dataloader(
         dataset,
@@ -110,5 +111,5 @@ def build_dataset(section: ConfigNode, *, tokenizer: Any, **offered: Any) -> Any
 
 
 def _loader_options(section: ConfigNode | None) -> dict[str, Any]:
-    known = ("num_workers", "shuffle", "pin_memory")
+    known = ("num_workers", "shuffle", "shuffle_block", "pin_memory")
     return {key: section.get(key) for key in known if section is not None and key in section}

@@ -49,7 +49,9 @@ def show(
 
     Example: automodel-recipes data show llama_lora.yaml --rows 5
     """
-    _, dataset, tokenizer = _open(config, overrides, section, allow_target=allow_target, trust=trust_remote_code)
+    _, dataset, tokenizer = _open(
+        config, overrides, section, allow_target=allow_target, trust=trust_remote_code, num_rows=start + num_rows
+    )
     from automodel_data.inspect import format_rows
 
     if start >= len(dataset):
@@ -63,7 +65,9 @@ def show(
 @config_arguments
 @_section_option
 @click.option("--strict", is_flag=True, help="Exit with 4 when something is wrong.")
-@click.option("--max-rows", type=click.IntRange(1), metavar="N", help="Look at the first N rows only.")
+@click.option(
+    "--max-rows", type=click.IntRange(1), metavar="N", help="Look at the first N rows only; 10,000 of a stream."
+)
 @click.option("--pack-size", type=click.IntRange(2), metavar="N", help="Forecast packing at N tokens.")
 @click.option("--bad-rows", type=click.Path(path_type=Path), help="Write the bad rows there, as JSON lines.")
 @output_options
@@ -84,7 +88,9 @@ def check(
 
     Example: automodel-recipes data check llama_lora.yaml --strict
     """
-    node, dataset, tokenizer = _open(config, overrides, section, allow_target=allow_target, trust=trust_remote_code)
+    node, dataset, tokenizer = _open(
+        config, overrides, section, allow_target=allow_target, trust=trust_remote_code, num_rows=max_rows or 10_000
+    )
     from automodel_data.errors import DataError
     from automodel_data.inspect import expects_stop, format_summary, problems, summarise
 
@@ -150,7 +156,7 @@ def rm(key: str, *, as_json: bool) -> None:
 
 
 def _open(
-    config: str, overrides: Sequence[str], section: str, *, allow_target: Sequence[str], trust: bool
+    config: str, overrides: Sequence[str], section: str, *, allow_target: Sequence[str], trust: bool, num_rows: int
 ) -> tuple["ConfigNode", Any, Any]:
     """The configuration, its dataset and its tokenizer; the YAML is checked first, as for training."""
     node = read_config(config, overrides, allow_target=allow_target, trust_remote_code=trust)
@@ -160,4 +166,4 @@ def _open(
     check_config(node)
     more = tolerant_overrides(node, section)
     node = read_config(config, [*overrides, *more], allow_target=allow_target, trust_remote_code=trust)
-    return node, *open_rows(node, section)
+    return node, *open_rows(node, section, num_rows=num_rows)

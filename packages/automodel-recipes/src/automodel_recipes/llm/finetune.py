@@ -1,6 +1,7 @@
 """Fine-tuning and pretraining of language models: full-parameter and LoRA, on one process or many."""
 
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from automodel_data import refuse_leaking_packs
@@ -9,13 +10,15 @@ from automodel_recipes.build.data import build_collate_fn, build_dataset, build_
 from automodel_recipes.errors import UnusableInputError
 
 _FACT_ROWS = 2000
+_FACT_ROWS_OF_STREAM = 200  # they are read a second time for training, maybe from far away
 
 
 @dataclass(frozen=True)
 class DataFacts:
     """What the training rows hold, read from at most the first two thousand of them."""
 
-    num_rows: int
+    num_rows: int | None
+    """None for a stream, whose length nobody knows."""
     num_rows_seen: int
     num_tokens: int
     num_label_tokens: int
@@ -28,12 +31,15 @@ class DataFacts:
 
 
 def data_facts(dataset: Any) -> DataFacts:
-    """Count tokens and supervised tokens of a dataset's rows."""
-    seen = min(len(dataset), _FACT_ROWS)
-    rows = [dataset[i] for i in range(seen)]
+    """Count tokens and supervised tokens of a dataset's rows, or of a stream's first ones."""
+    num_rows = len(dataset) if hasattr(dataset, "__len__") else None
+    if num_rows is None:
+        rows = list(islice(dataset, _FACT_ROWS_OF_STREAM))
+    else:
+        rows = [dataset[i] for i in range(min(num_rows, _FACT_ROWS))]
     lengths = [len(row["input_ids"]) for row in rows]
     labels = sum(sum(label != -100 for label in row["labels"]) for row in rows)
-    return DataFacts(len(dataset), seen, sum(lengths), labels, max(lengths, default=0))
+    return DataFacts(num_rows, len(rows), sum(lengths), labels, max(lengths, default=0))
 
 
 class LLMFinetuneRecipe(BaseRecipe):
@@ -45,14 +51,10 @@ class LLMFinetuneRecipe(BaseRecipe):
         """Training set, packed if asked for, and every ``validation_dataset[_NAME]``."""
         config = self.config
         dataset = build_dataset(config.dataset, tokenizer=self.tokenizer)
-        if not hasattr(dataset, "__len__"):
-            raise UnusableInputError(
-                f"dataset is a stream ({type(dataset).__name__}); the recipe trains on numbered rows, each once "
-                "an epoch, which is what a resumed run counts on. Name a map-style dataset, such as chat."
-            )
-        if len(dataset) == 0:
-            raise UnusableInputError("the training dataset has no rows. Check dataset's path, split and filters.")
+        self._refuse_endless_run(dataset)
         self.data_facts = data_facts(dataset)
+        if self.data_facts.num_rows_seen == 0:
+            raise UnusableInputError("the training dataset has no rows. Check dataset's path, split and filters.")
         if self.data_facts.num_label_tokens == 0:
             raise UnusableInputError(
                 f"none of the first {self.data_facts.num_rows_seen} training rows has a supervised token. "
@@ -68,6 +70,14 @@ class LLMFinetuneRecipe(BaseRecipe):
         )
         self._build_validation()
 
+    def _refuse_endless_run(self, dataset: Any) -> None:
+        if hasattr(dataset, "__len__") or self.config.get("step_scheduler.max_steps") is not None:
+            return
+        raise UnusableInputError(
+            f"dataset is a stream ({type(dataset).__name__}), whose length nobody knows, so the run would have no end "
+            "and the learning rate no schedule. Set step_scheduler.max_steps."
+        )
+
     def build_collate_fn(self, section: Any, *, packed: bool) -> Any:
         """What turns a list of rows into a batch."""
         return build_collate_fn(section, tokenizer=self.tokenizer, packed=packed)
@@ -82,6 +92,11 @@ class LLMFinetuneRecipe(BaseRecipe):
             if key != "validation_dataset" and not key.startswith("validation_dataset_"):
                 continue
             rows = build_dataset(config.get(key), tokenizer=self.tokenizer)
+            if not hasattr(rows, "__len__"):
+                raise UnusableInputError(
+                    f"{key} is a stream ({type(rows).__name__}): validation covers every row once, on any number of "
+                    "ranks. Name a map-style dataset, such as chat, with limit_dataset_samples."
+                )
             name = key.removeprefix("validation_dataset").removeprefix("_") or "val"
             self.eval_loaders[name] = build_eval_loader(config, rows, collate_fn=collate, parallel=self.parallel)
             if name == "val":

@@ -49,7 +49,8 @@ def bind_deferred(config: ConfigNode, report: Report) -> None:
         except ConfigError as error:
             report.problems += error.problems
             continue
-        offered = (*section.runtime, *section.offers) if section is not None else ()
+        enclosing = section_at(recipe, path.partition(".")[0])
+        offered = (*section.runtime, *section.offers) if section is not None else enclosing.offers if enclosing else ()
         extra = [taken_signature(taken) for taken in section.takes] if section is not None else []
         also = [name for signature in extra if signature is not None for name in signature.parameters]
         report.problems += keyword_problems(target, table, path, offered=offered, also=also)

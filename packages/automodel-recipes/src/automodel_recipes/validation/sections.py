@@ -76,7 +76,7 @@ def _check_table(tree: Tree, path: str, name: str, section: Section, report: Rep
                 check_missing=len(section.takes) == 1,
             )
     for key, child in children(tree):
-        check_nested(child, join(path, key), report)
+        check_nested(child, join(path, key), report, offers=section.offers)
 
 
 @functools.cache
@@ -87,15 +87,15 @@ def taken_signature(taken: str) -> Signature | None:
     return signature_of(definition) if definition is not None else None
 
 
-def check_nested(tree: Tree, path: str, report: Report) -> None:
-    """Check targets below a section, at any depth."""
+def check_nested(tree: Tree, path: str, report: Report, *, offers: tuple[str, ...] = ()) -> None:
+    """Check targets below a section, at any depth; ``offers`` is what the recipe supplies to those that take it."""
     if not holds_target(tree):
         return
     if isinstance(tree, Table) and TARGET in tree.entries:
-        offers = ("pad_token_id", "processor", "tokenizer") if path.endswith("collate_fn") else ()
-        check_target(tree, path, report, kind=kind_of_role(path), offers=offers)
+        supplied = ("pad_token_id", "processor", "tokenizer") if path.endswith("collate_fn") else offers
+        check_target(tree, path, report, kind=kind_of_role(path), offers=supplied)
     for key, child in children(tree):
-        check_nested(child, join(path, key), report)
+        check_nested(child, join(path, key), report, offers=offers)
 
 
 def check_foreign_recipe(root: Table, recipe: str, report: Report) -> None:
