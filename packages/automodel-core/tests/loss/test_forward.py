@@ -23,9 +23,10 @@ def loss_and_grads(model, loss):
     return loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 @pytest.mark.parametrize("family", sorted(FAMILIES))
-def test_fused_loss_equals_transformers(family, batch):
-    model = build(family)
+def test_fused_loss_equals_transformers(family, tied, batch):
+    model = build(family, tie_word_embeddings=tied)
     want, want_grads = loss_and_grads(model, model(**batch, use_cache=False).loss)
     shifted = shift_labels(batch)
     count = (shifted["shift_labels"] != -100).sum()

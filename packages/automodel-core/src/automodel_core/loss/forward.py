@@ -3,7 +3,7 @@
 import inspect
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor, Replicate
 
 from automodel_core.loss.head import check_head_transform, head_parameters, head_transform, probe_logits
 from automodel_core.loss.labels import IGNORE_INDEX
+from automodel_core.loss.tied import joined_gradient
 
 _NOT_FOR_THE_MODEL = ("shift_labels", "label_index", "labels", "sample_ids")
 _checked_heads: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
@@ -105,16 +106,27 @@ def _loss_in_head(
     transform = head_transform(inner.config)
     captured: list[torch.Tensor] = []
 
-    def head_forward(head: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
-        weight, bias = head_parameters(head)
-        loss = loss_fn(
-            hidden, labels, num_label_tokens, weight=weight, bias=bias, label_index=label_index, transform=transform
-        )
-        captured.append(loss)
-        return _as_head_output(probe_logits(loss), hidden)
+    joins = "tied_gradient" in inspect.signature(type(loss_fn).__call__).parameters
+    with joined_gradient(inner) if joins else nullcontext() as tied_gradient:
+        extra = {} if tied_gradient is None else {"tied_gradient": tied_gradient}
 
-    with exchanged_head(model, head_forward):
-        outputs = model(**inputs)
+        def head_forward(head: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+            weight, bias = head_parameters(head)
+            loss = loss_fn(
+                hidden,
+                labels,
+                num_label_tokens,
+                weight=weight,
+                bias=bias,
+                label_index=label_index,
+                transform=transform,
+                **extra,
+            )
+            captured.append(loss)
+            return _as_head_output(probe_logits(loss), hidden)
+
+        with exchanged_head(model, head_forward):
+            outputs = model(**inputs)
     if len(captured) != 1:
         raise ValueError(
             f"{type(inner).__name__} entered its output head {len(captured)} times in a forward: a loss on hidden "

@@ -18,6 +18,7 @@ from automodel_core.loss.reduction import (
     replicated,
     token_losses,
 )
+from automodel_core.loss.tied import TiedGradient
 
 _CPU_CHUNK_BYTES = 16 << 20
 _GPU_CHUNK_BYTES = 1 << 30
@@ -77,6 +78,7 @@ class FusedLinearCrossEntropy:
         bias: torch.Tensor | None = None,
         label_index: torch.Tensor | None = None,
         transform: HeadTransform | None = None,
+        tied_gradient: TiedGradient | None = None,
     ) -> torch.Tensor:
         """The loss of one micro-batch.
 
@@ -89,6 +91,7 @@ class FusedLinearCrossEntropy:
             label_index: flat positions to keep, int64; padding points to an ignored position. Without it the
                 positions are looked up, which on a GPU waits for the device.
             transform: what the model does to its logits after the head.
+            tied_gradient: where the weight's gradient goes if the input embedding's backward is to return it.
 
         Returns: float32 scalar; 0, connected to hidden states and weight, when no label counts.
         Raises: ValueError: shapes disagree, a label is outside the vocabulary, two softcaps are asked for.
@@ -109,7 +112,7 @@ class FusedLinearCrossEntropy:
                 if index is not None:
                     losses = losses.new_zeros(labels.shape).index_copy(0, index, losses)
                 return losses.view(shift_labels.shape)
-            total = _LinearCrossEntropy.apply(kept, weight, bias, targets, plan)
+            total = _LinearCrossEntropy.apply(kept, weight, bias, targets, plan, tied_gradient)
         count = num_label_tokens if self.reduction == "sum" else None
         return total / denominator(labels, count, self.options)
 
@@ -188,7 +191,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         bias: torch.Tensor | None,
         labels: torch.Tensor,
         plan: _Plan,
+        tied_gradient: TiedGradient | None,
     ) -> torch.Tensor:
+        ctx.tied_gradient = tied_gradient
         grads = _Gradients.like(hidden, weight, bias, ctx.needs_input_grad) if plan.needs_grad else None
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         for start in range(0, hidden.shape[0], plan.chunk_len):
@@ -199,16 +204,23 @@ class _LinearCrossEntropy(torch.autograd.Function):
             total += loss
             if grads is not None and logits_grad is not None:
                 grads.accumulate(start, rows, weight, logits_grad)
-        if grads is not None:
-            ctx.save_for_backward(*grads.finished(weight, bias))
+        ctx.unscaled = None if grads is None else grads.finished(weight, bias)
         return total
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> Any:
-        upstream = grad_outputs[0]
-        scaled = (None if grad is None else grad * upstream.to(grad.dtype) for grad in ctx.saved_tensors)
-        return (*scaled, None, None)
+        if ctx.unscaled is None:
+            raise RuntimeError(
+                "backward through FusedLinearCrossEntropy a second time: its gradients are handed on, not copied. Call "
+                "backward once on the sum of what needs it, or use ChunkedCrossEntropy."
+            )
+        grads, ctx.unscaled, upstream = ctx.unscaled, None, grad_outputs[0]
+        # In place: the head's gradient is the largest tensor of a step, and a copy of it would be its peak.
+        scaled = [None if grad is None else grad.mul_(upstream.to(grad.dtype)) for grad in grads]
+        if ctx.tied_gradient is not None:
+            scaled[1] = ctx.tied_gradient.take(scaled[1])
+        return (*scaled, None, None, None)
 
 
 @dataclass
