@@ -145,11 +145,17 @@ def as_vlm(config, folder):
     return config
 
 
+def as_vlm_kd(config, folder):
+    config = as_vlm(config, folder)
+    return {**config, "teacher_model": dict(config["model"]), "loss_fn": {"_target_": "kd_loss"}}
+
+
 RUNS = {
     "KnowledgeDistillationRecipe": as_kd,
     "LLMFinetuneRecipe": as_llm,
     "SequenceClassificationRecipe": as_seq_cls,
     "VLMFinetuneRecipe": as_vlm,
+    "VLMKnowledgeDistillationRecipe": as_vlm_kd,
 }
 
 

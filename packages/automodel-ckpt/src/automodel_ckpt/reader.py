@@ -22,6 +22,7 @@ from automodel_ckpt.directory import Directory
 from automodel_ckpt.dtypes import ITEM_BYTES, dtype_of
 from automodel_ckpt.errors import CorruptCheckpoint
 from automodel_ckpt.manifest import BLOCK_BYTES, FileRecord, TensorRecord
+from automodel_ckpt.progress import counted
 from automodel_ckpt.tensor_bytes import is_flat_cpu, writable_bytes
 
 STAGE_BYTES = BLOCK_BYTES
@@ -121,11 +122,12 @@ def read_file(
             def one(job: _Job) -> int:
                 return _run(directory, fd, name, record, job)
 
+            size = sum(job.end - job.start for job in jobs)
             if threads > 1 and len(jobs) > 1:
                 with ThreadPoolExecutor(threads, thread_name_prefix="ckpt-read") as pool:
-                    total += sum(pool.map(one, jobs))
+                    total += sum(counted(pool.map(one, jobs), "load", size, size=int))
             else:
-                total += sum(map(one, jobs))
+                total += sum(counted(map(one, jobs), "load", size, size=int))
     return total
 
 

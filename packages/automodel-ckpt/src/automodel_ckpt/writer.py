@@ -14,6 +14,7 @@ from torch import Tensor
 
 from automodel_ckpt.dtypes import dtype_name
 from automodel_ckpt.manifest import BLOCK_BYTES, FileRecord
+from automodel_ckpt.progress import counted
 from automodel_ckpt.safetensors_file import Entry, make_header
 from automodel_ckpt.tensor_bytes import byte_reader
 
@@ -69,7 +70,7 @@ def write_sources(
         def one(block: tuple[int, list[tuple[_Source, int, int]]]) -> str:
             return _write_block(write, block[1], stop)
 
-        hashes = tuple(run(one, blocks))
+        hashes = tuple(counted(run(one, blocks), "save", size, size=lambda _: BLOCK_BYTES))
     return FileRecord(size, hashes)
 
 

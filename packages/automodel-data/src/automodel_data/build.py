@@ -16,6 +16,7 @@ from automodel_data.chunks import encoded_chunks
 from automodel_data.encode import IGNORE_INDEX, TextEncoder, TokenRow
 from automodel_data.errors import BadRow, DataError
 from automodel_data.fingerprint import dataset_key
+from automodel_data.progress import counted
 from automodel_data.sources import rows_with_errors
 from automodel_data.store import BadRowRecord, EncodeReport, read_tables, token_table, write_tokens
 from automodel_data.templates import Rendered
@@ -166,10 +167,12 @@ def _encoded(
 ) -> Iterator[tuple[int, TokenRow]]:
     stop = len(source) if limit is None else min(limit, len(source))
     if num_proc == 1 or stop <= _CHUNK:
-        yield from row_encoder.rows(rows_with_errors(source, 0, stop), source, report)
+        numbered = counted(rows_with_errors(source, 0, stop), "tokenise", stop)
+        yield from row_encoder.rows(numbered, source, report)
         return
     chunks = [(start, min(start + _CHUNK, stop)) for start in range(0, stop, _CHUNK)]
-    yield from encoded_chunks(chunks, source, row_encoder, report, num_workers=num_proc)
+    told = counted(chunks, "tokenise", stop, size=lambda chunk: chunk[1] - chunk[0])
+    yield from encoded_chunks(told, source, row_encoder, report, num_workers=num_proc)
 
 
 def _attempt(function: Callable[[Any], Any], value: Any) -> Any:

@@ -177,20 +177,29 @@ def _digest(ids: np.ndarray, labels: np.ndarray, features: dict[str, Any]) -> by
     return digest.digest()
 
 
+def trained_spans(dataset: Any, index: int, tokenizer: Any) -> list[tuple[str, bool]]:
+    """A row as text, in pieces with whether each is trained; a run of media tokens is written once."""
+    adapter = getattr(dataset, "adapter", None)
+    media_ids = {adapter.media_token_id(kind) for kind in adapter.kinds} if adapter is not None else set()
+    return _spans(dataset[index], tokenizer, media_ids)
+
+
+def _spans(row: dict[str, Sequence[int]], tokenizer: Any, media_ids: set[int]) -> list[tuple[str, bool]]:
+    parts = []
+    pairs = zip(list(row["input_ids"]), list(row["labels"]))
+    for trained, run in groupby(pairs, key=lambda pair: bool(pair[1] != IGNORE_INDEX)):
+        text = _printable(_decoded([token for token, _ in run], tokenizer, media_ids))
+        parts.append((text, trained))
+    return parts
+
+
 def _painted(row: dict[str, Sequence[int]], tokenizer: Any, *, media_ids: set[int], color: bool) -> str:
-    parts, start = [], 0
-    ids, labels = list(row["input_ids"]), list(row["labels"])
-    while start < len(ids):
-        trained = labels[start] != IGNORE_INDEX
-        end = start
-        while end < len(ids) and (labels[end] != IGNORE_INDEX) == trained:
-            end += 1
-        text = _printable(_decoded(ids[start:end], tokenizer, media_ids))
+    parts = []
+    for text, trained in _spans(row, tokenizer, media_ids):
         if color:
             parts.append(f"{_TRAINED if trained else _IGNORED}{text}{_RESET}")
         else:
             parts.append(f"\u00ab{text}\u00bb" if trained else text)
-        start = end
     return "".join(parts)
 
 

@@ -50,6 +50,8 @@ class BaseRecipe:
     eval_loaders: dict[str, Any]
     eval_rows: Any
     data_facts: Any
+    first_row: Sequence[tuple[str, bool]] = ()
+    """The first training row as text, in pieces with whether each is trained; for the start screen."""
 
     def __init__(self, config: ConfigNode, options: TrainOptions | None = None) -> None:
         self.config = config

@@ -34,12 +34,13 @@ class RunCheckpointer:
             restore_from=keys.get("restore_from"),
         )
         self.enabled = self.settings.enabled
-        self._read_back = bool(keys.get("read_back", True))
-        self._first_checked = False
+        self.read_back = bool(keys.get("read_back", True))
+        self.first_checked = False
+        self._said_why_not = False
         self._saver: Any = None
         self._step_on_disk: int | None = None  # saved by this run, or where it went on from
 
-    def _state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, Any]:
         """Sections in the order of loading: weights first, random state last."""
         r = self.r
         state: dict[str, Any] = {"model": r.unwrapped(), "optim": r.optimizer}
@@ -84,11 +85,11 @@ class RunCheckpointer:
             self.wait()
             if self._saver is None:
                 self._saver = AsyncSaver(r.run_dir.path, **options)
-            self._saver.save(self._state(), **keys)
+            self._saver.save(self.state(), **keys)
         else:
             from automodel_ckpt import save
 
-            self._published(save(r.run_dir.path, self._state(), **keys, **options))
+            self._published(save(r.run_dir.path, self.state(), **keys, **options))
         self._step_on_disk = r.step_scheduler.step
         self._write_companions()
         self._check_first()
@@ -146,26 +147,24 @@ class RunCheckpointer:
                 shutil.rmtree(directory)
 
     def _check_first(self) -> None:
-        """Prove at the first save that the weights can be loaded elsewhere, not after days at the last."""
-        if self._first_checked or not self._reads_back():
+        """Prove at the first save that the weights load elsewhere, where the start could not show it."""
+        if self.first_checked or not self.reads_back():
             return
-        self._first_checked = True
-        from automodel_recipes.weights import check_first_export, check_readable
+        self.first_checked = True
+        from automodel_recipes.weights import check_first_export
 
         with self.r.as_exported():
-            if self.settings.save_consolidated == "every":
-                check_readable(self.r, self.r.run_dir.path / "hf" / f"step-{self.r.step_scheduler.step:08d}")
-            else:
-                check_first_export(self.r)
+            check_first_export(self.r)
 
-    def _reads_back(self) -> bool:
+    def reads_back(self) -> bool:
+        """Whether weights are loaded as others would; where they cannot be, the reason is said once."""
         from automodel_recipes.weights import why_not_readable
 
-        if not self._read_back or self.settings.save_consolidated is False:
+        if not self.read_back or self.settings.save_consolidated is False:
             return False
         reason = why_not_readable(self.r)
-        if reason is not None and not self._first_checked:
-            self._first_checked = True
+        if reason is not None and not self._said_why_not:
+            self._said_why_not = True
             self.r.console.fact("weights", f"not read back: {reason}")
         return reason is None
 
@@ -178,7 +177,7 @@ class RunCheckpointer:
             return
         from automodel_ckpt import load
 
-        load(source, self._state())
+        load(source, self.state())
         self._step_on_disk = self.r.step_scheduler.step
         self.r.records.resumed(source)
 
@@ -201,7 +200,7 @@ class RunCheckpointer:
             raise RecipeError(f"{target} exists already. Move it away, or choose another checkpoint.checkpoint_dir.")
         with r.as_exported():
             write_weights(r, target, overwrite=True)
-            if self._reads_back():
+            if self.reads_back():
                 check_readable(r, target)
         return target
 

@@ -10,6 +10,7 @@ from automodel_recipes.errors import Interrupted
 from automodel_recipes.evaluate import EvalMetrics, named_metrics
 from automodel_recipes.incidents import report_incidents
 from automodel_recipes.interrupt import StopAgreed
+from automodel_recipes.start_check import check_start
 from automodel_recipes.train_step import train_step
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ def _run(r: "BaseRecipe") -> TrainSummary:
     try:
         if not r.options.dry_run:
             measure(r, summary, moment="start")
+            check_start(r)
+            r.console.blank()
             _run_steps(r, summary)
             if "end" not in summary.moments:  # stopped early, or resumed behind the last step
                 measure(r, summary, moment="end")

@@ -1,6 +1,8 @@
 """Run a configuration from start to end, as the command line does."""
 
 import importlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
@@ -33,6 +35,24 @@ def recipe_class(name: str, policy: Policy | None = None) -> "type[BaseRecipe]":
     )
 
 
+@contextmanager
+def _progress_shown(recipe: "BaseRecipe") -> Iterator[None]:
+    """Show how far tokenising, loading and saving are, on the console that the recipe opens when it is set up."""
+    from automodel_ckpt.progress import watch_progress as watch_checkpoints
+    from automodel_data.progress import watch_progress as watch_data
+
+    displays: list[Callable[[str, int, int], None]] = []
+
+    def show(what: str, done: int, total: int) -> None:
+        if not displays and hasattr(recipe, "console"):
+            displays.append(recipe.console.progress())
+        for display in displays:
+            display(what, done, total)
+
+    with watch_data(show), watch_checkpoints(show):
+        yield
+
+
 def run(config: ConfigNode, options: TrainOptions | None = None) -> int:
     """Set up and train; 0 when the run came to its end.
 
@@ -40,7 +60,7 @@ def run(config: ConfigNode, options: TrainOptions | None = None) -> int:
     ``exit_code`` attribute, never turned into ``sys.exit``.
     """
     recipe = recipe_class(config.get("recipe", DEFAULT_RECIPE), config.policy)(config, options)
-    with catch_stop_signals(recipe.stop):
+    with catch_stop_signals(recipe.stop), _progress_shown(recipe):
         end_with_launcher()
         try:
             recipe.setup()

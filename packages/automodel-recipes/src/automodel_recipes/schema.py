@@ -230,7 +230,7 @@ _LLM: dict[str, Section] = {
                 {"enum": ["final", "every", True, False]},
                 "Weights in Hugging Face format: to final/ at the end, with every (or true) also to hf/step-N, or not.",
             ),
-            "read_back": _flag("Load the weights of the first and the last save as others would, and compare; true."),
+            "read_back": _flag("Prove before the first step and at the end that checkpoint and weights load; true."),
             "checkpoint_dir": _text("The run's directory; a dated one under runs/ by default."),
             "max_recent_checkpoints": _whole("How many checkpoints to keep.", 1),
             "restore_from": _text("A checkpoint to start from."),

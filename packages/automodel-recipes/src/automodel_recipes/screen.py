@@ -2,9 +2,10 @@
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from automodel_recipes.loggers.console import count, duration, significant
+from automodel_recipes.loggers.console import duration, significant
+from automodel_recipes.start_facts import batch_line, config_line, device_line, model_line
 
 if TYPE_CHECKING:
     from automodel_recipes.base import BaseRecipe
@@ -12,18 +13,18 @@ if TYPE_CHECKING:
 
 
 def start_screen(r: "BaseRecipe") -> None:
-    """Config, model, device, data, batch and memory facts, one line each."""
+    """Config, model, device, data and batch facts, and the first row with what is trained marked."""
     fact = r.console.fact
-    fact("config", _config_line(r))
-    fact("model", _model_line(r))
-    fact("device", f"{r.parallel.world_size}x {r.device.type}" + _layout(r))
+    fact("config", config_line(r))
+    fact("model", model_line(r))
+    fact("device", device_line(r))
     for report in r.built.reports:
         fact("edit", str(report))
-    fact("data", _data_line(r))
-    fact("batch", _batch_line(r))
+    fact("data", str(r.data_facts))
+    fact("batch", batch_line(r))
     fact("memory", r.memory.start_line())
     fact("output", str(r.run_dir.path))
-    r.console.blank()
+    r.console.spans("sample", r.first_row)
 
 
 def end_screen(r: "BaseRecipe", summary: "TrainSummary", final: Path | None) -> None:
@@ -57,44 +58,3 @@ def next_commands(run: Path, *, is_adapter: bool, takes_images: bool = False) ->
     if is_adapter:
         commands.append(f"automodel-recipes ckpt merge {place} -o {shlex.quote(f'{run}-merged')}")
     return commands
-
-
-def _config_line(r: "BaseRecipe") -> str:
-    return f"{r.config.source().file}, {len(r.config)} sections"
-
-
-def _model_line(r: "BaseRecipe") -> str:
-    built = r.built
-    dtype = str(next(built.model.parameters()).dtype).removeprefix("torch.")
-    share = 100 * built.num_trainable / max(built.num_parameters, 1)
-    name = getattr(built.model.config, "_name_or_path", "") or built.model.config.model_type
-    attention = getattr(built.model.config, "_attn_implementation", None)
-    return (
-        f"{name} {dtype}, {count(built.num_parameters)} params, trainable {count(built.num_trainable)} ({share:.3g} %)"
-        + (f", attention {attention}" if attention else "")
-    )
-
-
-def _layout(r: "BaseRecipe") -> str:
-    return "" if r.parallel.world_size == 1 else f" | dp {r.parallel.dp_size} of {r.parallel.world_size} processes"
-
-
-def _data_line(r: "BaseRecipe") -> str:
-    facts = r.data_facts
-    supervised = 100 * facts.num_label_tokens / max(facts.num_tokens, 1)
-    seen = "" if facts.is_complete else f" (first {facts.num_rows_seen:,} rows)"
-    rows = "a stream of" if facts.num_rows is None else f"{facts.num_rows:,}"
-    return (
-        f"train {rows} rows, {count(facts.num_tokens)} tokens, supervised {supervised:.1f} %, "
-        f"longest {facts.max_length}{seen}"
-    )
-
-
-def _batch_line(r: "BaseRecipe") -> str:
-    scheduler: Any = r.step_scheduler
-    per_epoch = "" if scheduler.steps_per_epoch is None else f"{scheduler.steps_per_epoch} steps/epoch, "
-    accumulation = -(-scheduler.global_batch_size // (scheduler.local_batch_size * r.parallel.dp_size))
-    return (
-        f"{scheduler.local_batch_size} local x {accumulation} accumulation x {r.parallel.dp_size} dp = "
-        f"{scheduler.global_batch_size} | {per_epoch}{scheduler.total_steps} in all"
-    )

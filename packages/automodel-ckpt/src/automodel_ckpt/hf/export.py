@@ -23,6 +23,7 @@ from automodel_ckpt.hf.names import Group, disk_groups
 from automodel_ckpt.hf.slices import disk_tensors, gather_box, output_dtype, write_slice
 from automodel_ckpt.local_disk import LocalDisk
 from automodel_ckpt.model_state import model_tensors, unwrap
+from automodel_ckpt.progress import counted
 from automodel_ckpt.safetensors_file import Entry, make_header
 from automodel_ckpt.staged import staged_directory
 
@@ -218,13 +219,11 @@ def _write_shard(
             with _noted(failures):
                 write = stack.enter_context(LocalDisk(staging).create(file, size=shard.num_bytes))
                 write(shard.header, 0)
-        for group in shard.groups:
-            for name, start, flat in disk_tensors(
-                group, tensors, lambda key, box: gather_box(tensors[key], box), dtype
-            ):
-                if write is not None and not failures:
-                    with _noted(failures):
-                        write_slice(write, shard.entries[name], start, flat)
+        pieces = (piece for group in shard.groups for piece in disk_tensors(group, tensors, fetch, dtype))
+        for name, start, flat in counted(pieces, "save", shard.num_bytes, size=lambda piece: piece[2].nbytes):
+            if write is not None and not failures:
+                with _noted(failures):
+                    write_slice(write, shard.entries[name], start, flat)
 
 
 @contextlib.contextmanager

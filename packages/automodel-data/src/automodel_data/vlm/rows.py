@@ -14,6 +14,7 @@ from automodel_data.collate.families import adapter_for
 from automodel_data.encode import IGNORE_INDEX, TokenRow
 from automodel_data.errors import BadRow, DataError
 from automodel_data.media import MediaLimits, load_audio, load_image, probe_audio, probe_image
+from automodel_data.progress import counted
 from automodel_data.store import BadRowRecord, EncodeReport
 from automodel_data.templates import MASKS
 from automodel_data.vlm.conversation import Media, MediaConversation, parse_row
@@ -94,7 +95,7 @@ class VLMDataset:
     def _survey(self) -> None:
         """Read headers and lengths of every row; fills ``report``, ``lengths`` and the rows that are kept."""
         kept, lengths, kinds = [], [], set()
-        for i in range(len(self.conversations)):
+        for i in counted(range(len(self.conversations)), "read rows", len(self.conversations)):
             self.report.num_rows += 1
             try:
                 conversation = self._parsed(i)

@@ -44,7 +44,11 @@ def train(
     check(node, deep=not launches, nproc_per_node=nproc_per_node)
     if launches:
         return launch(context.find_root().obj, nproc_per_node)
+    from automodel_recipes.loggers.logging_setup import quiet_libraries, setup_logging
     from automodel_recipes.run import run
+
+    setup_logging("WARNING")
+    quiet_libraries()
 
     options = TrainOptions(
         resume=resume,

@@ -1,45 +1,13 @@
 """Fine-tuning and pretraining of language models: full-parameter and LoRA, on one process or many."""
 
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import replace
 from typing import Any
 
 from automodel_data import refuse_leaking_packs
 from automodel_recipes.base import BaseRecipe
 from automodel_recipes.build.data import build_collate_fn, build_dataset, build_eval_loader, build_train_loader
+from automodel_recipes.data_facts import first_row, gather_facts
 from automodel_recipes.errors import UnusableInputError
-
-_FACT_ROWS = 2000
-_FACT_ROWS_OF_STREAM = 200  # they are read a second time for training, maybe from far away
-
-
-@dataclass(frozen=True)
-class DataFacts:
-    """What the training rows hold, read from at most the first two thousand of them."""
-
-    num_rows: int | None
-    """None for a stream, whose length nobody knows."""
-    num_rows_seen: int
-    num_tokens: int
-    num_label_tokens: int
-    max_length: int
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether every row was read."""
-        return self.num_rows == self.num_rows_seen
-
-
-def data_facts(dataset: Any) -> DataFacts:
-    """Count tokens and supervised tokens of a dataset's rows, or of a stream's first ones."""
-    num_rows = len(dataset) if hasattr(dataset, "__len__") else None
-    if num_rows is None:
-        rows = list(islice(dataset, _FACT_ROWS_OF_STREAM))
-    else:
-        rows = [dataset[i] for i in range(min(num_rows, _FACT_ROWS))]
-    lengths = [len(row["input_ids"]) for row in rows]
-    labels = sum(sum(label != -100 for label in row["labels"]) for row in rows)
-    return DataFacts(num_rows, len(rows), sum(lengths), labels, max(lengths, default=0))
 
 
 class LLMFinetuneRecipe(BaseRecipe):
@@ -52,7 +20,7 @@ class LLMFinetuneRecipe(BaseRecipe):
         config = self.config
         dataset = build_dataset(config.dataset, tokenizer=self.tokenizer)
         self._refuse_endless_run(dataset)
-        self.data_facts = data_facts(dataset)
+        self.data_facts = gather_facts(dataset, self.tokenizer)
         if self.data_facts.num_rows_seen == 0:
             raise UnusableInputError("the training dataset has no rows. Check dataset's path, split and filters.")
         if self.data_facts.num_label_tokens == 0:
@@ -63,7 +31,10 @@ class LLMFinetuneRecipe(BaseRecipe):
         packed = self._packed_size() > 0
         if packed:
             refuse_leaking_packs(self.unwrapped(), vocab_size=len(self.tokenizer))
+        self.first_row = first_row(dataset, self.tokenizer)
         train_rows = self._pack(dataset) if packed else dataset
+        if packed:
+            self.data_facts = replace(self.data_facts, pack_utilisation=getattr(train_rows, "utilisation", None))
         collate = self.build_collate_fn(config.get("dataloader"), packed=packed)
         self.train_loader = build_train_loader(
             config, train_rows, collate_fn=collate, parallel=self.parallel, seed=self.seed

@@ -1,6 +1,8 @@
 """What a user sees: facts at the start, a line now and then, a summary at the end. Rank 0 only."""
 
+import re
 import sys
+from collections.abc import Callable, Sequence
 from typing import Any, TextIO
 
 
@@ -14,8 +16,28 @@ class Console:
         self._rich = RichConsole(file=stream or sys.stdout, highlight=False, soft_wrap=True)
 
     def fact(self, label: str, text: str) -> None:
-        """``label    text``, the label in bold."""
-        self._print(f"{label:<9}", text)
+        """``label    text``, the label in bold; further lines of the text stand under its first."""
+        self._print(f"{label:<9}", text.replace("\n", f"\n{'':<9}"))
+
+    def spans(self, label: str, spans: Sequence[tuple[str, bool]]) -> None:
+        """One line of text whose marked pieces are green on a terminal and in guillemets elsewhere."""
+        if not self.enabled or not spans:
+            return
+        from rich.text import Text
+
+        line = Text().append(f"{label:<9}", style="bold")
+        for text, is_marked in spans:
+            shown = printable(middle_left_out(text, 160 if is_marked else 60))
+            if is_marked and not self._rich.is_terminal:
+                shown = f"\u00ab{shown}\u00bb"
+            line.append(shown, style="bold green" if is_marked else "dim")
+        self._rich.print(line)
+
+    def progress(self) -> Callable[[str, int, int], None]:
+        """What shows the progress of long work here; on ranks that print nothing, what swallows it."""
+        from automodel_recipes.loggers.progress import ProgressDisplay
+
+        return ProgressDisplay(self._rich, self.fact) if self.enabled else lambda what, done, total: None
 
     def blank(self) -> None:
         """An empty line between the parts of the screen."""
@@ -38,12 +60,19 @@ class Console:
         from rich.text import Text
 
         # Text, not markup: model output and paths may hold square brackets and control characters.
-        self._rich.print(Text(head, style="bold") + Text(printable(text)))
+        self._rich.print(Text().append(head, style="bold").append(printable(text)))
 
 
 def printable(text: str) -> str:
     """Text without control characters, so that data cannot drive the terminal."""
     return "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in text)
+
+
+def middle_left_out(text: str, limit: int) -> str:
+    """White space folded (a blank at either end stays), what exceeds ``limit`` characters left out in the middle."""
+    folded = re.sub(r"\s+", " ", text)
+    half = (limit - 5) // 2
+    return folded if len(folded) <= limit else f"{folded[:half]} ... {folded[-half:]}"
 
 
 def one_line(text: str, limit: int = 160) -> str:

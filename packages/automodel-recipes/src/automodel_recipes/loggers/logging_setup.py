@@ -2,6 +2,8 @@
 
 import logging
 import os
+import sys
+import warnings
 
 
 class _RankFilter(logging.Filter):
@@ -15,8 +17,23 @@ class _RankFilter(logging.Filter):
         return self.rank == 0 or record.levelno >= logging.WARNING
 
 
+class _OnceFilter(logging.Filter):
+    """Lets a message through the first time: some libraries warn of the same thing in every forward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen: set[tuple[str, int, str]] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        key = (record.name, record.lineno, record.getMessage())
+        if key in self._seen:
+            return False
+        self._seen.add(key)
+        return True
+
+
 def setup_logging(logging_level: int | str = logging.INFO, *, rank: int | None = None) -> None:
-    """Send log records to stderr, INFO from rank 0 alone and warnings from all ranks.
+    """Send log records to stderr, INFO from rank 0 alone and warnings from all ranks, each message once.
 
     Args:
         logging_level: threshold, a number or a name.
@@ -30,6 +47,7 @@ def setup_logging(logging_level: int | str = logging.INFO, *, rank: int | None =
     handler.set_name("automodel_recipes")
     handler.setFormatter(logging.Formatter(f"{prefix}%(levelname)s %(name)s: %(message)s"))
     handler.addFilter(_RankFilter(rank))
+    handler.addFilter(_OnceFilter())
     root = logging.getLogger()
     for existing in [h for h in root.handlers if h.get_name() == "automodel_recipes"]:
         root.removeHandler(existing)
@@ -37,3 +55,16 @@ def setup_logging(logging_level: int | str = logging.INFO, *, rank: int | None =
     root.setLevel(logging.WARNING)
     for package in ("core", "parallel", "kernels", "data", "ckpt", "recipes"):
         logging.getLogger(f"automodel_{package}").setLevel(logging_level)
+
+
+def quiet_libraries() -> None:
+    """Keep progress bars of other libraries to terminals, and a warning that one of them raises for another silent."""
+    # peft asks every model that it wraps; nothing that a user wrote or could change.
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+    if sys.stderr.isatty() and os.environ.get("RANK", "0") == "0":
+        return
+    import datasets
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()

@@ -1,8 +1,11 @@
 """Fine-tuning of vision-language models: the engine of the text recipe, with a processor in front of it."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from automodel_core.config import ConfigNode
 from automodel_data.collate.families.parts import load_processor
@@ -10,8 +13,9 @@ from automodel_data.collate.vlm import COLLATE_FNS, default_collate_fn
 from automodel_data.vlm.packing import pack_vlm_rows
 from automodel_recipes.build.call import accepted, build, plain
 from automodel_recipes.build.data import build_eval_loader, build_train_loader
+from automodel_recipes.data_facts import DataFacts, first_row, reported
 from automodel_recipes.errors import RecipeError, UnusableInputError
-from automodel_recipes.llm.finetune import DataFacts, LLMFinetuneRecipe
+from automodel_recipes.llm.finetune import LLMFinetuneRecipe
 from automodel_recipes.vlm.answers import LazyRows, generate_vlm_answers
 from automodel_recipes.vlm.collate import BoundCollate
 from automodel_recipes.vlm.pictures import with_pictures
@@ -43,9 +47,14 @@ class VLMFinetuneRecipe(LLMFinetuneRecipe):
             num_tokens=int(dataset.lengths.sum()),
             num_label_tokens=dataset.report.num_label_tokens,
             max_length=int(dataset.lengths.max()),
+            p95_length=int(np.percentile(dataset.lengths, 95)),
+            **reported(dataset),
         )
+        self.first_row = first_row(dataset, self.tokenizer)
         packed = self._packed_size() > 0
-        rows = pack_vlm_rows(dataset, **plain(config.packed_sequence)) if packed else dataset
+        rows: Any = pack_vlm_rows(dataset, **plain(config.packed_sequence)) if packed else dataset
+        if packed:
+            self.data_facts = replace(self.data_facts, pack_utilisation=rows.utilisation)
         self.train_loader = build_train_loader(
             config, rows, collate_fn=self._collate("dataloader"), parallel=self.parallel, seed=self.seed
         )
