@@ -8,7 +8,7 @@ integers.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -218,6 +218,17 @@ class EvalLoader:
 
     def __len__(self) -> int:
         return self.plan.micro_batches_per_epoch
+
+    def row_by_row(self) -> EvalLoader:
+        """The same rows in batches of one."""
+        plan = replace(self.plan, global_batch_size=self.plan.dp_size, local_batch_size=1)
+        return EvalLoader(
+            self.dataset,
+            plan=plan,
+            collate_fn=self._collate_fn,
+            num_workers=self._num_workers,
+            pin_memory=self._pin_memory,
+        )
 
     def __iter__(self) -> Iterator[Any]:
         yield from _torch_loader(

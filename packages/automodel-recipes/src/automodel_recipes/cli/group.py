@@ -21,6 +21,7 @@ class Verb:
 # A new command is one line here. The help stands here too, so that `--help` imports no command.
 VERBS = {
     "train": Verb("automodel_recipes.cli.train:train", "Run", "Fine-tune or pretrain: the recipe named in the YAML."),
+    "eval": Verb("automodel_recipes.cli.eval:evaluate", "Run", "Loss, accuracy and exact match of what a run made."),
     "generate": Verb("automodel_recipes.cli.generate:generate", "Run", "Answer one prompt with what a run made."),
     "chat": Verb("automodel_recipes.cli.generate:chat", "Run", "Talk to a run, adapter, model or hub id."),
     "validate": Verb(

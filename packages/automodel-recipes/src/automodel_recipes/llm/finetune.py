@@ -39,7 +39,7 @@ class LLMFinetuneRecipe(BaseRecipe):
         self.train_loader = build_train_loader(
             config, train_rows, collate_fn=collate, parallel=self.parallel, seed=self.seed
         )
-        self._build_validation()
+        self.build_validation()
 
     def _refuse_endless_run(self, dataset: Any) -> None:
         if hasattr(dataset, "__len__") or self.config.get("step_scheduler.max_steps") is not None:
@@ -53,7 +53,8 @@ class LLMFinetuneRecipe(BaseRecipe):
         """What turns a list of rows into a batch."""
         return build_collate_fn(section, tokenizer=self.tokenizer, packed=packed)
 
-    def _build_validation(self) -> None:
+    def build_validation(self) -> None:
+        """Set ``eval_loaders``, one a ``validation_dataset[_NAME]``, and ``eval_rows``."""
         config = self.config
         section = config.get("validation_dataloader") or config.get("dataloader")
         collate = self.build_collate_fn(section, packed=False)

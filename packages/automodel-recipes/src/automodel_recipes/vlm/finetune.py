@@ -58,7 +58,7 @@ class VLMFinetuneRecipe(LLMFinetuneRecipe):
         self.train_loader = build_train_loader(
             config, rows, collate_fn=self._collate("dataloader"), parallel=self.parallel, seed=self.seed
         )
-        self._build_validation()
+        self.build_validation()
 
     def _refuse_idle_towers(self, dataset: Any) -> None:
         """Several processes wait for the gradient of every trainable weight, also of those that no row reaches."""
@@ -70,7 +70,8 @@ class VLMFinetuneRecipe(LLMFinetuneRecipe):
                 'freeze_config.freeze_audio_tower=true, or freeze_modules=["*.image_embed", "*_vision_speech"].'
             )
 
-    def _build_validation(self) -> None:
+    def build_validation(self) -> None:
+        """Set ``eval_loaders``, one a ``validation_dataset[_NAME]``, and ``eval_rows``, which are decoded on demand."""
         collate = self._collate("validation_dataloader" if "validation_dataloader" in self.config else "dataloader")
         self.eval_loaders = {}
         self.eval_rows = []
@@ -93,7 +94,7 @@ class VLMFinetuneRecipe(LLMFinetuneRecipe):
             poll=self.poll_stop,
             **keys,
         )
-        if not self.parallel.is_main:
+        if not self.parallel.is_main or not hasattr(self, "run_dir"):  # nowhere to keep pictures
             return answers
         return with_pictures(answers, rows, self.eval_dataset, self.run_dir.path)
 
