@@ -142,6 +142,23 @@ def test_the_last_checkpoint_knows_how_good_it_is(build, tmp_path):
     assert set(metrics) == {"val", "val/loss", "val/perplexity", "val/token_accuracy", "val/bits_per_byte"}
 
 
+def test_samples_of_every_validation_are_greedy_answers(build, tmp_path):
+    sizes = {"num_step_samples": 2, "max_new_tokens": 5}
+    recipe = build(evaluation=sizes, step_scheduler={"val_every_steps": 2}, max_steps=4)
+    trained(recipe)
+    samples = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
+    assert [(s["step"], s["moment"]) for s in samples] == [(step, "step") for step in (0, 0, 2, 2, 4, 4)]
+    for row, sample in zip(recipe.eval_rows[:2], samples[-2:], strict=True):
+        ids = [i for i, label in zip(row["input_ids"], row["labels"]) if label == -100]
+        for _ in range(5):  # one token at a time, without a cache
+            with torch.no_grad():
+                ids.append(int(recipe.model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+            if ids[-1] == recipe.tokenizer.eos_token_id:
+                break
+        prompt = sum(label == -100 for label in row["labels"])
+        assert sample["generated"] == recipe.tokenizer.decode(ids[prompt:], skip_special_tokens=True)
+
+
 def test_judging_by_numbers():
     up = EarlyStopping(metric="val/token_accuracy", patience=2)
     assert up.mode == "max"

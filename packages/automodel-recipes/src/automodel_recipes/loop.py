@@ -120,11 +120,20 @@ def measure(r: "BaseRecipe", summary: TrainSummary, *, moment: str) -> None:
             summary.validation, summary.validated_step = r.evaluate(), r.step_scheduler.step
             for name, metrics in summary.validation.items():
                 r.records.val_row(name, metrics)
-        if moment != "step" and r.config.get("evaluation.exact_match", False):
-            from automodel_recipes.generation import measure_exact_match
-
-            summary.exact_match[moment] = measure_exact_match(r, moment=moment)
+        _generate(r, summary, moment)
     summary.moments.append(moment)
+
+
+def _generate(r: "BaseRecipe", summary: TrainSummary, moment: str) -> None:
+    exact, num_step_samples = (r.config.get(f"evaluation.{key}", 0) for key in ("exact_match", "num_step_samples"))
+    if moment != "step" and exact:
+        from automodel_recipes.generation import measure_exact_match
+
+        summary.exact_match[moment] = measure_exact_match(r, moment=moment)
+    elif num_step_samples:
+        from automodel_recipes.generation import write_step_samples
+
+        write_step_samples(r, int(num_step_samples))
 
 
 def _save_and_leave(r: "BaseRecipe", summary: TrainSummary, signal_number: int) -> None:

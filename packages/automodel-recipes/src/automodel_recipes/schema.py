@@ -251,6 +251,7 @@ _LLM: dict[str, Section] = {
             "max_new_tokens": _whole("Longest generated answer in tokens.", 1),
             "num_rows": _whole("How many validation rows to answer; all by default.", 1),
             "num_samples": _whole("How many answers to print at the end.", 0),
+            "num_step_samples": _whole("Rows to answer at every validation, into samples.jsonl; none by default.", 0),
             "batch_size": _whole("Prompts generated together.", 1),
             "at_start": _flag("Measure before the first step as well."),
         },
