@@ -1,6 +1,5 @@
 """Load what a run made, through plain transformers and peft, and generate with it."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -69,38 +68,6 @@ def rebuilt_model(place: Place, config: Any, tokenizer: Any) -> Any:
     built = build_model(config, seed=0, tokenizer=tokenizer)
     load(place.path, {"model": built.model})
     return built.model.eval()
-
-
-@torch.no_grad()
-def stream_answer(
-    model: Any, tokenizer: Any, messages: list[dict[str, str]], *, max_new_tokens: int = 256, temperature: float = 0.0
-) -> Iterator[str]:
-    """The answer to a conversation, in pieces as they are generated.
-
-    Args:
-        messages: ``{"role": ..., "content": ...}``, the last one from the user.
-        temperature: 0 decodes greedily.
-    """
-    from threading import Thread
-
-    from transformers import TextIteratorStreamer
-
-    encoded = encode_conversation(tokenizer, messages).to(model.device)
-    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-    sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
-    keys = {
-        "input_ids": encoded,
-        "attention_mask": torch.ones_like(encoded),
-        "max_new_tokens": max_new_tokens,
-        "eos_token_id": stop_token_ids(tokenizer),
-        "pad_token_id": tokenizer.pad_token_id or tokenizer.eos_token_id,
-        "streamer": streamer,
-        **sampling,
-    }
-    thread = Thread(target=model.generate, kwargs=keys, daemon=True)
-    thread.start()
-    yield from streamer
-    thread.join()
 
 
 def encode_conversation(tokenizer: Any, messages: list[dict[str, str]]) -> torch.Tensor:

@@ -54,7 +54,8 @@ def next_commands(run: Path, *, is_adapter: bool, takes_images: bool = False) ->
     place = shlex.quote(str(run))
     commands = [f"automodel-recipes chat {place}", f"automodel-recipes generate {place} --prompt 'Hello'"]
     if takes_images:
-        commands = [f"automodel-recipes generate {place} --image PICTURE --prompt 'What is this?'"]
+        commands = [f"automodel-recipes {verb} {place} --image PICTURE" for verb in ("chat", "generate")]
+        commands[1] += " --prompt 'What is this?'"
     if is_adapter:
         commands.append(f"automodel-recipes ckpt merge {place} -o {shlex.quote(f'{run}-merged')}")
     return commands

@@ -66,15 +66,10 @@ def test_generate_answers_with_and_without_a_picture(
     assert "error" not in captured.err
 
 
-def test_chat_says_what_to_do_instead(model_dir: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["chat", model_dir]) == 2
-    assert "generate" in capsys.readouterr().err
-
-
 def test_next_commands_of_a_run_with_a_processor() -> None:
     text = next_commands(Path("run"), is_adapter=False)
     seeing = next_commands(Path("run"), is_adapter=True, takes_images=True)
     assert not any("--image" in command for command in text)
-    assert "--image PICTURE" in seeing[0]
-    assert not any(" chat " in command for command in seeing)
+    assert "chat run --image PICTURE" in seeing[0]
+    assert "generate run --image PICTURE" in seeing[1]
     assert "ckpt merge" in seeing[-1]

@@ -1,12 +1,12 @@
 """``generate PATH`` and ``chat PATH``: talk to what a run made."""
 
 import json
-import shlex
 from typing import Any
 
 import click
 
 from automodel_recipes.cli.arguments import F, output_options
+from automodel_recipes.errors import RecipeError
 
 
 def _model_options(command: F) -> F:
@@ -36,81 +36,58 @@ def generate(path: str, *, prompt: str, system: str | None, images: tuple[str, .
 
     Example: automodel-recipes generate runs/demo_lora --prompt "Two red mugs, please."
     """
-    if images or _needs_processor(path):
-        return _answer_about_images(path, images, prompt=prompt, system=system, as_json=as_json, **keys)
-    model, tokenizer, sampling = _load(path, **keys)
-    from automodel_recipes.inference import stream_answer
+    speaker, sampling = _load(path, images=bool(images), **keys)
+    from automodel_recipes.talking import Turn
 
-    messages = [{"role": "system", "content": system}] if system else []
-    messages.append({"role": "user", "content": prompt})
-    pieces = []
-    for piece in stream_answer(model, tokenizer, messages, **sampling):
-        pieces.append(piece)
-        if not as_json:
-            click.echo(_printable(piece), nl=False)
-    click.echo(json.dumps({"prompt": prompt, "answer": "".join(pieces)}) if as_json else "")
-    return 0
-
-
-def _needs_processor(path: str) -> bool:
-    from automodel_recipes.places import find_place
-    from automodel_recipes.vlm.inference import needs_processor
-
-    return needs_processor(find_place(path))
-
-
-def _answer_about_images(
-    path: str,
-    images: tuple[str, ...],
-    *,
-    prompt: str,
-    system: str | None,
-    as_json: bool,
-    base_model: str | None,
-    max_new_tokens: int,
-    temperature: float,
-    device: str,
-) -> int:
-    if system or temperature:
-        raise click.UsageError(
-            "a vision-language model answers greedily, without a system message: leave out --system and --temperature."
-        )
-    from automodel_parallel.init import resolve_device
-    from automodel_recipes.places import find_place
-    from automodel_recipes.vlm.inference import answer_about_images, load_vlm
-
-    model, processor = load_vlm(find_place(path), base_model=base_model, device=str(resolve_device(device)))
-    answer = answer_about_images(model, processor, images, prompt, max_new_tokens=max_new_tokens)
-    click.echo(json.dumps({"prompt": prompt, "images": images, "answer": answer}) if as_json else _printable(answer))
+    turns = [Turn("system", system)] if system else []
+    turns.append(Turn("user", prompt, images))
+    answer = _say(speaker, turns, sampling, silent=as_json)
+    if as_json:
+        shown = {"images": list(images)} if images else {}
+        click.echo(json.dumps({"prompt": prompt, **shown, "answer": answer}))
     return 0
 
 
 @click.command()
 @_model_options
 @click.option("--system", help="A system message before the conversation.")
-def chat(path: str, *, system: str | None, **keys: Any) -> int:
-    """Talk to a run, checkpoint, adapter, model directory or hub id; an empty line ends it.
+@click.option("--image", "images", multiple=True, type=click.Path(exists=True), help="Stands before the first message.")
+def chat(path: str, *, system: str | None, images: tuple[str, ...], **keys: Any) -> int:
+    """Talk to what a run made, or a model; /image PATH adds a picture, /new forgets, an empty line ends.
 
     Example: automodel-recipes chat runs/demo_lora
     """
-    if _needs_processor(path):
-        raise click.UsageError(
-            f"{path} is a vision-language model, and chat takes text alone. "
-            f"Ask it one question: automodel-recipes generate {shlex.quote(path)} --image PICTURE --prompt '...'"
-        )
-    model, tokenizer, sampling = _load(path, **keys)
-    from automodel_recipes.inference import stream_answer
+    speaker, sampling = _load(path, images=True if images else None, **keys)
+    from automodel_recipes.talking import Turn, image_paths
 
-    messages = [{"role": "system", "content": system}] if system else []
-    while prompt := _ask():
-        messages.append({"role": "user", "content": prompt})
-        pieces = []
-        for piece in stream_answer(model, tokenizer, messages, **sampling):
-            pieces.append(piece)
-            click.echo(_printable(piece), nl=False)
-        click.echo()
-        messages.append({"role": "assistant", "content": "".join(pieces)})
+    opening = [Turn("system", system)] if system else []
+    turns = list(opening)
+    while line := _ask():
+        if line == "/new":
+            turns, images = list(opening), ()
+            continue
+        if line.startswith("/image"):
+            try:
+                images += image_paths(line.removeprefix("/image").strip())
+            except (RecipeError, ValueError) as error:
+                click.echo(str(error), err=True)
+            continue
+        turns.append(Turn("user", line, images))
+        turns.append(Turn("assistant", _say(speaker, turns, sampling)))
+        images = ()
     return 0
+
+
+def _say(speaker: Any, turns: Any, sampling: dict[str, Any], *, silent: bool = False) -> str:
+    """Print the answer as it comes; returns all of it."""
+    pieces = []
+    for piece in speaker.answer(turns, **sampling):
+        pieces.append(piece)
+        if not silent:
+            click.echo(_printable(piece), nl=False)
+    if not silent:
+        click.echo()
+    return "".join(pieces)
 
 
 def _ask() -> str:
@@ -123,14 +100,12 @@ def _ask() -> str:
 
 
 def _load(
-    path: str, *, base_model: str | None, max_new_tokens: int, temperature: float, device: str
-) -> tuple[Any, Any, dict[str, Any]]:
-    from automodel_parallel.init import resolve_device
-    from automodel_recipes.inference import load_for_inference
-    from automodel_recipes.places import find_place
+    path: str, *, base_model: str | None, max_new_tokens: int, temperature: float, device: str, images: bool | None
+) -> tuple[Any, dict[str, Any]]:
+    from automodel_recipes.talking import open_speaker
 
-    model, tokenizer = load_for_inference(find_place(path), base_model=base_model, device=str(resolve_device(device)))
-    return model, tokenizer, {"max_new_tokens": max_new_tokens, "temperature": temperature}
+    speaker = open_speaker(path, base_model=base_model, device=device, images=images)
+    return speaker, {"max_new_tokens": max_new_tokens, "temperature": temperature}
 
 
 def _printable(text: str) -> str:

@@ -1,13 +1,16 @@
 """Ask a finished vision-language model about images."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from automodel_recipes.errors import RecipeError
 from automodel_recipes.places import Place
+
+if TYPE_CHECKING:
+    from automodel_recipes.talking import Turn
 
 
 def load_vlm(place: Place, *, base_model: str | None = None, device: str = "cpu") -> tuple[Any, Any]:
@@ -86,16 +89,12 @@ def needs_processor(place: Place) -> bool:
     return kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES and kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 
-@torch.no_grad()
-def answer_about_images(
-    model: Any, processor: Any, images: Sequence[str | Path], prompt: str, *, max_new_tokens: int = 256
-) -> str:
-    """The greedy answer to a question about local images.
+def encode_turns(processor: Any, turns: "Sequence[Turn]") -> tuple[dict[str, torch.Tensor], list[int]]:
+    """A conversation up to where the model's answer begins, as the inputs of ``generate``, and where answers stop.
 
     Args:
-        model, processor: from `load_vlm`.
-        images: paths, or none for a question in text alone; the media limits of training hold.
-        prompt: the user's message, behind the images.
+        processor: from `load_vlm`.
+        turns: images are paths of local files; the media limits of training hold.
 
     Raises: BadRow: an image that cannot be read or is above the limits.
     """
@@ -104,24 +103,21 @@ def answer_about_images(
     from automodel_data.vlm.conversation import parse_row
 
     adapter = adapter_for(processor)
-    roots = tuple({str(Path(image).resolve().parent) for image in images})
-    pictures = [load_image(str(Path(image).resolve()), MediaLimits(roots=roots)) for image in images]
-    parts = [*({"type": "image", "image": picture} for picture in pictures), {"type": "text", "text": prompt}]
-    conversation = parse_row({"messages": [{"role": "user", "content": parts}]})
-    ids = adapter.encode_prompt(conversation, [picture.size for picture in pictures])
+    paths = [Path(image).resolve() for turn in turns for image in turn.images]
+    limits = MediaLimits(roots=tuple({str(path.parent) for path in paths}))
+    pictures = [load_image(str(path), limits) for path in paths]
+    remaining = iter(pictures)
+    messages = [{"role": turn.role, "content": _content(turn, remaining)} for turn in turns]
+    ids = adapter.encode_prompt(parse_row({"messages": messages}), [picture.size for picture in pictures])
     features = adapter.features(pictures, [])
     columns = {key: torch.tensor([column]) for key, column in adapter.token_columns(ids, [-100] * len(ids)).items()}
     inputs = {"input_ids": torch.tensor([ids]), **columns, **(adapter.stack([features]) if features else {})}
-    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-    tokenizer, stops = processor.tokenizer, _stop_ids(adapter)
-    output = model.generate(
-        **{key: value.to(model.device) for key, value in inputs.items()},
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        eos_token_id=stops or None,
-        pad_token_id=min(stops, default=0),
-    )
-    return str(tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True))
+    return {**inputs, "attention_mask": torch.ones_like(inputs["input_ids"])}, _stop_ids(adapter)
+
+
+def _content(turn: "Turn", pictures: Iterator[Any]) -> Any:
+    parts = [{"type": "image", "image": next(pictures)} for _ in turn.images]
+    return [*parts, {"type": "text", "text": turn.text}] if parts else turn.text
 
 
 def _stop_ids(adapter: Any) -> list[int]:
