@@ -53,3 +53,39 @@ def merge(path: str, *, out: Path, base_model: str | None) -> int:
     merge_adapter(find_place(path), out, base_model=base_model)
     click.echo(f"merged   {out}")
     return 0
+
+
+@ckpt.command()
+@click.argument("path")
+@click.argument("repo_id", metavar="OWNER/NAME")
+@click.option("--base-model", metavar="ID", help="Hub id of the base model of an adapter trained on a local copy.")
+@click.option("--public", is_flag=True, help="A new repository is private without this.")
+@click.option("--revision", metavar="BRANCH", help="Branch to commit to.")
+@click.option("--message", default="Upload weights", show_default=True, help="Commit message.")
+@click.option("--dry-run", is_flag=True, help="List the files and upload nothing.")
+def push(
+    path: str,
+    repo_id: str,
+    *,
+    base_model: str | None,
+    public: bool,
+    revision: str | None,
+    message: str,
+    dry_run: bool,
+) -> int:
+    """Upload finished weights, tokenizer and a model card to the hub, in one commit.
+
+    Example: automodel-recipes ckpt push runs/demo_lora me/orders-lora --base-model me/tiny-llama --dry-run
+    """
+    from automodel_recipes.places import find_place
+    from automodel_recipes.publishing import plan_publication, publish
+
+    planned = plan_publication(find_place(path), base_model=base_model)
+    for name in sorted([*planned.files, *planned.texts]):
+        click.echo(f"file     {name}" + (" (written for the upload)" if name in planned.texts else ""))
+    for name in planned.left_out:
+        click.echo(f"left out {name}")
+    if dry_run:
+        return 0
+    click.echo(f"pushed   {publish(planned, repo_id, private=not public, revision=revision, message=message)}")
+    return 0

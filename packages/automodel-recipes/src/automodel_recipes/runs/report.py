@@ -12,7 +12,7 @@ from automodel_recipes.runs.diff import leaves
 from automodel_recipes.runs.folder import RunFolder
 from automodel_recipes.text_files import write_text
 
-_MAX_SAMPLES = 24
+_MAX_SAMPLES = 12
 _EVENTS = ("resume", "warning", "nonfinite", "spike", "early_stop", "end")
 
 
@@ -114,7 +114,7 @@ def _sample(run: Path, sample: dict[str, Any], before: dict[str, Any] | None) ->
     if not exact:
         lines.append(("reference", sample.get("reference"), ""))
     text = "".join(
-        f'<p class="{style}"><span class=who>{html.escape(who)}</span>{html.escape(what)}</p>'
+        f'<p class="{style}"><span class=who>{html.escape(who)}</span>{html.escape(str(what or "").strip())}</p>'
         for who, what, style in lines
     )
     return f'<div class="sample">{pictures}<div>{text}</div></div>'
