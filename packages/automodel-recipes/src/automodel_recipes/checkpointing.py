@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from automodel_ckpt import CheckpointingConfig
 from automodel_recipes.errors import RecipeError
 from automodel_recipes.evaluate import named_metrics
+from automodel_recipes.places import checkpoint_path
 
 if TYPE_CHECKING:
     from automodel_recipes.base import BaseRecipe
@@ -170,9 +171,9 @@ class RunCheckpointer:
 
     def resume(self) -> None:
         """Load the checkpoint that the run starts from."""
-        source = self.r.run_dir.resume_from or (
-            Path(self.settings.restore_from) if self.settings.restore_from else None
-        )
+        source = self.r.run_dir.resume_from
+        if source is None and self.settings.restore_from:
+            source = Path(checkpoint_path(self.settings.restore_from))
         if source is None:
             return
         from automodel_ckpt import load

@@ -14,7 +14,7 @@ class RunDirectoryError(RecipeError):
 
 
 class UnusableInputError(RecipeError):
-    """A model, tokenizer or data set that the configuration names cannot be used."""
+    """A model, data set or checkpoint that the configuration or the command line names cannot be used."""
 
     exit_code = 2
 

@@ -1,5 +1,6 @@
 """Load what a run made, through plain transformers and peft, and generate with it."""
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -48,16 +49,14 @@ def _load_checkpoint(place: Place, device: str) -> tuple[Any, Any]:
 
 def run_config(place: Place) -> Any:
     """The configuration of the run that a checkpoint is of. Raises: RecipeError: its record is missing."""
-    import json
+    from automodel_core.config import load_config
 
-    from automodel_core.config import config_from_dict
-
-    record = (place.run or Path(place.path).parent) / "run.json"
+    record = (place.run or Path(place.path).parent) / "config.yaml"
     if not record.is_file():
         raise RecipeError(
             f"{place.path} is a training checkpoint and {record} is missing. Give the whole run directory."
         )
-    return config_from_dict(json.loads(record.read_text(encoding="utf-8"))["config"])
+    return load_config(record)
 
 
 def rebuilt_model(place: Place, config: Any, tokenizer: Any) -> Any:
@@ -90,6 +89,25 @@ def stop_token_ids(tokenizer: Any) -> list[int]:
     return sorted(ids)
 
 
+def _written_adapter(place: Place, directory: Path) -> Place:
+    """The adapter in a checkpoint, written as PEFT reads it. Raises: RecipeError: its run trained no adapter."""
+    from automodel_ckpt import load, save_adapter
+    from automodel_core.peft import adapter_config, adapter_state_dict
+    from automodel_recipes.build.model import build_model
+    from automodel_recipes.run import recipe_class
+
+    config = run_config(place)
+    if config.get("peft") is None:
+        raise RecipeError(f"{place.path} is of a run without LoRA, so there is nothing to merge. Give a LoRA run.")
+    recipe = recipe_class(config.get("recipe", "LLMFinetuneRecipe"), config.policy)(config)
+    recipe.build_tokenizer()
+    built = build_model(config, seed=0, tokenizer=recipe.tokenizer)
+    load(place.path, {"model": built.model})
+    keys: dict[str, Any] = {"tokenizer": recipe.tokenizer, "processor": recipe.processor}
+    save_adapter(directory, adapter_state_dict(built.model), adapter_config(built.model, built.peft), **keys)
+    return Place("adapter", str(directory))
+
+
 def merge_adapter(place: Place, out: Path, *, base_model: str | None = None) -> None:
     """Write the base model with the adapter's weights added in, as a plain Hugging Face directory.
 
@@ -98,10 +116,14 @@ def merge_adapter(place: Place, out: Path, *, base_model: str | None = None) -> 
     from automodel_ckpt import export_hf
     from automodel_recipes.vlm.inference import is_multimodal, load_base_vlm, load_vlm
 
-    if place.kind != "adapter":
-        raise RecipeError(f"{place.path} is no adapter, so there is nothing to merge. Give a LoRA run or adapter.")
     if out.exists():
         raise RecipeError(f"{out} exists already. Choose another -o.")
+    if place.kind == "checkpoint":
+        with tempfile.TemporaryDirectory() as folder:
+            merge_adapter(_written_adapter(place, Path(folder) / "adapter"), out, base_model=base_model)
+        return
+    if place.kind != "adapter":
+        raise RecipeError(f"{place.path} is no adapter, so there is nothing to merge. Give a LoRA run or adapter.")
     source = base_model or place.base_model or ""
     keys: dict[str, Any]
     if is_multimodal(place):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from automodel_recipes.early_stopping import is_higher_better
-from automodel_recipes.errors import RecipeError
+from automodel_recipes.errors import UnusableInputError
 
 
 @dataclass(frozen=True)
@@ -26,19 +26,43 @@ class Place:
         return config.get("base_model_name_or_path")
 
 
+_MARKED = re.compile(r"(.+)@(best|latest|\d+)", re.DOTALL)
+
+
+def checkpoint_path(argument: str) -> str:
+    """The checkpoint that ``RUN``, ``RUN@best``, ``RUN@latest`` or ``RUN@1200`` means; other text as it is.
+
+    Raises: UnusableInputError: the run has no such checkpoint; lists those there.
+    """
+    marked = _MARKED.fullmatch(argument)
+    if marked and not Path(argument).exists():
+        if not Path(marked[1]).is_dir():
+            raise UnusableInputError(
+                f"{argument}: no directory {marked[1]}. Give a run, and after the @ which checkpoint."
+            )
+        return str(_checkpoint(Path(marked[1]), marked[2]))
+    path = Path(argument)
+    if not (path / "MANIFEST.json").is_file() and next(path.glob("step-*"), None) is not None:
+        return str(_checkpoint(path, "latest"))
+    return argument
+
+
 def find_place(argument: str) -> Place:
     """Resolve ``RUN``, ``RUN@best``, ``RUN@latest``, ``RUN@1200``, a directory, or a hub id.
 
     A run stands for its finished weights, and while it has none, for its newest checkpoint.
 
-    Raises: RecipeError: nothing usable there; says what was looked for.
+    Raises: UnusableInputError: nothing usable there; says what was looked for.
     """
-    where, _, mark = argument.rpartition("@") if re.search(r"@(best|latest|\d+)$", argument) else (argument, "", "")
+    marked = _MARKED.fullmatch(argument)
+    where, mark = (marked[1], marked[2]) if marked else (argument, "")
     path = Path(where)
     if not path.is_dir():
         if not path.exists() and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", argument) and not argument.startswith("."):
             return Place("hub", argument)
-        raise RecipeError(f"{argument}: no such directory. Give a run, a checkpoint, an adapter or a model directory.")
+        raise UnusableInputError(
+            f"{argument}: no such directory. Give a run, a checkpoint, an adapter or a model directory."
+        )
     if mark:
         return Place("checkpoint", str(_checkpoint(path, mark)), run=path)
     return _directory(path)
@@ -68,7 +92,7 @@ def _checkpoint(run: Path, mark: str) -> Path:
         found = best(run, metric.removeprefix("-"), mode=mode) if mark == "best" else latest(run)
     if found is None:
         there = ", ".join(sorted(p.name for p in run.glob("step-*"))) or "none"
-        raise RecipeError(f"{run} has no checkpoint {mark!r}. Checkpoints there: {there}.")
+        raise UnusableInputError(f"{run} has no checkpoint {mark!r}. Checkpoints there: {there}.")
     return Path(found)
 
 

@@ -5,7 +5,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from automodel_recipes.errors import RunDirectoryError
+from automodel_recipes.errors import RecipeError, RunDirectoryError
 
 _MARKS = ("run.json", "metrics.jsonl", "LATEST")
 
@@ -45,7 +45,8 @@ def choose_run_directory(path: Path, resume: str) -> RunDirectory:
     Args:
         path: ``checkpoint.checkpoint_dir``.
         resume: ``"never"`` (a directory with a run in it is refused), ``"auto"`` (go on from its newest complete
-            checkpoint, or start afresh where there is none), or the path of a checkpoint.
+            checkpoint, or start afresh where there is none), or a checkpoint: ``RUN``, ``RUN@best``, ``RUN@1200`` or
+            its path.
 
     Raises:
         RunDirectoryError: the directory holds another run, is a file, or the checkpoint to resume is absent.
@@ -63,10 +64,29 @@ def choose_run_directory(path: Path, resume: str) -> RunDirectory:
         from automodel_ckpt import latest
 
         return RunDirectory(path, latest(path) if path.is_dir() else None)
-    source = Path(resume)
+    from automodel_recipes.places import checkpoint_path
+
+    try:
+        source = Path(checkpoint_path(resume))
+    except RecipeError as error:
+        raise RunDirectoryError(f"--resume {error}") from None
     if not source.is_dir():
-        raise RunDirectoryError(f"--resume {resume}: no such checkpoint directory. Give a step-* directory, or auto.")
+        raise RunDirectoryError(
+            f"--resume {resume}: no such checkpoint directory. Give a run, RUN@best, RUN@1200, a step-* directory, "
+            "or auto."
+        )
+    _refuse_rewinding(path, source)
     return RunDirectory(path, source)
+
+
+def _refuse_rewinding(path: Path, source: Path) -> None:
+    """A run's own older checkpoint leads to steps that are saved already, and a step is saved once."""
+    newer = sorted(step.name for step in path.glob("step-*") if step.name > source.name)
+    if source.parent.resolve() == path.resolve() and newer:
+        raise RunDirectoryError(
+            f"{path} holds {', '.join(newer)} after {source.name}. Go on from there into another directory by "
+            "checkpoint.checkpoint_dir=ANOTHER_PATH, or delete what comes after it."
+        )
 
 
 def check_writable(path: Path) -> None:

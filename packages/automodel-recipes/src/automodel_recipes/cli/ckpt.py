@@ -24,7 +24,23 @@ def _forward(name: str, help_text: str) -> None:
     def forwarded(arguments: tuple[str, ...]) -> int:
         from automodel_ckpt.cli import main
 
-        return main([name, *arguments])
+        return main([name, *_located(arguments, _NUM_CHECKPOINTS.get(name, 0))])
+
+
+# How many of a command's first arguments are checkpoints; those of the others are runs or foreign.
+_NUM_CHECKPOINTS = {"consolidate": 1, "diff": 2, "export": 1, "verify": 1}
+
+
+def _located(arguments: tuple[str, ...], number: int) -> list[str]:
+    """The arguments with ``RUN``, ``RUN@best`` and ``RUN@1200`` as paths, among the first ``number`` places."""
+    from automodel_recipes.places import checkpoint_path
+
+    located = []
+    for argument in arguments:
+        is_place = number > 0 and not argument.startswith("-")
+        number -= is_place
+        located.append(checkpoint_path(argument) if is_place else argument)
+    return located
 
 
 for _name, _help in (
@@ -48,8 +64,10 @@ def merge(path: str, *, out: Path, base_model: str | None) -> int:
     Example: automodel-recipes ckpt merge runs/demo_lora -o merged
     """
     from automodel_recipes.inference import merge_adapter
+    from automodel_recipes.loggers.logging_setup import quiet_libraries
     from automodel_recipes.places import find_place
 
+    quiet_libraries()
     merge_adapter(find_place(path), out, base_model=base_model)
     click.echo(f"merged   {out}")
     return 0

@@ -102,8 +102,10 @@ def _ask() -> str:
 def _load(
     path: str, *, base_model: str | None, max_new_tokens: int, temperature: float, device: str, images: bool | None
 ) -> tuple[Any, dict[str, Any]]:
+    from automodel_recipes.loggers.logging_setup import quiet_libraries
     from automodel_recipes.talking import open_speaker
 
+    quiet_libraries()
     speaker = open_speaker(path, base_model=base_model, device=device, images=images)
     return speaker, {"max_new_tokens": max_new_tokens, "temperature": temperature}
 

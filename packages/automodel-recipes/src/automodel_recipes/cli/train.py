@@ -12,7 +12,7 @@ from automodel_recipes.options import TrainOptions
 @click.command(context_settings=OVERRIDES_AS_ARGUMENTS, options_metavar="[OPTIONS]")
 @config_arguments
 @click.option("--nproc-per-node", default=1, metavar="N", type=click.IntRange(1), help="Processes on this machine.")
-@click.option("--resume", default="never", metavar="auto|never|PATH", help="Go on with a run; never by default.")
+@click.option("--resume", default="never", metavar="auto|never|PATH", help="Go on with a run, or RUN@1200.")
 @click.option("--max-steps", type=click.IntRange(1), metavar="N", help="Stop after N optimizer steps.")
 @click.option("--dry-run", is_flag=True, help="Build everything, train no step.")
 @click.option("--quiet", is_flag=True, help="Print no screen.")
