@@ -209,3 +209,41 @@ with catch_stop_signals(StopRequest()):
 """
     done = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True)
     assert (done.returncode, done.stdout) == (130, "still here\n")
+
+
+HANGING = '''
+import os, time
+from automodel_data.llm.chat import ChatDataset
+
+class HangingChat(ChatDataset):
+    """Rows that never come on rank 1 once the third step's are asked for."""
+
+    def __getitem__(self, index):
+        self.reads = getattr(self, "reads", 0) + 1
+        if os.environ.get("RANK") == "1" and self.reads > 21 + 2 * 4 + 1 and os.path.exists(os.environ["HANG"]):
+            open(os.environ["HANG"] + "-hangs", "w").close()
+            time.sleep(300)
+        return super().__getitem__(index)
+'''
+
+
+@pytest.mark.more
+def test_one_rank_hanging_in_its_loader_stops_with_the_others(long_config, write_yaml, tmp_path, monkeypatch):
+    (tmp_path / "hanging.py").write_text(HANGING)
+    (tmp_path / "hang").touch()
+    long_config["dataset"]["_target_"] = f"{tmp_path}/hanging.py:HangingChat"
+    out = tmp_path / "run"
+    allow = ("--allow-target", str(tmp_path / "hanging.py"))
+    path = write_yaml(long_config)
+    process = start(path, "--nproc-per-node", "2", *allow, HANG=str(tmp_path / "hang"))
+    wait_for(process, (tmp_path / "hang-hangs").exists)
+    code, screen = stop(process)
+    assert code == 143, screen
+    assert sorted(losses(out)) == [1, 2]
+    verify(out)
+    assert newest_step(out) == 2
+    done = start(
+        path, "--nproc-per-node", "2", *allow, "--resume", "auto", "--max-steps", "4", HANG=str(tmp_path / "no")
+    )
+    assert done.wait(timeout=200) == 0
+    assert sorted(losses(out)) == [1, 2, 3, 4]
