@@ -59,7 +59,8 @@ def test_commands_and_their_options_exist(page):
             command, words = found, words[1:]
         if command.context_settings.get("help_option_names") == []:
             continue  # handed on to another program whole
-        known = {option for parameter in command.params for option in parameter.opts} | {"--help", "-h", "--version"}
+        options = [option for p in command.params for option in (*p.opts, *p.secondary_opts)]
+        known = {*options, "--help", "-h", "--version"}
         used = {word.partition("=")[0] for word in words if re.match(r"--?[a-z][a-z-]*(=|$)", word)}
         assert used <= known, (words, used - known)
 
