@@ -7,7 +7,7 @@ merely wrong, so ask first.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -42,6 +42,8 @@ def measure_leak(
     vocab_size: int,
     document_length: int = 32,
     forward_kwargs: Mapping[str, Any] | None = None,
+    collate_fn: Callable[[list[dict[str, Any]]], dict[str, Any]] = packed_collater,
+    forbidden_ids: Collection[int] = (),
 ) -> LeakReport:
     """Run two packs that differ in their first document only, and compare the logits of the others.
 
@@ -50,14 +52,18 @@ def measure_leak(
         vocab_size: token ids are drawn below it.
         document_length: tokens of each of the three documents; compiled attention on the CPU wants a multiple of 32.
         forward_kwargs: how training calls the model beside the batch; ``use_cache=False`` where left out.
+        collate_fn: how training makes a batch of packed rows.
+        forbidden_ids: ids that are not drawn, such as those that stand for media.
     """
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(0, vocab_size, (3 * document_length,), generator=generator)
-    changed = ids.clone()
-    changed[:document_length] = (ids[:document_length] + 1) % vocab_size
+    allowed = torch.tensor([i for i in range(vocab_size) if i not in set(forbidden_ids)])
+    drawn = torch.randint(0, len(allowed), (3 * document_length,), generator=generator)
+    changed = drawn.clone()
+    changed[:document_length] = (drawn[:document_length] + 1) % len(allowed)
     kwargs = {"use_cache": False, **(forward_kwargs or {})}
     with _evaluation(model), torch.no_grad():
-        logits = [_logits(model, tokens, document_length, kwargs) for tokens in (ids, changed)]
+        batches = [_batch(allowed[which], document_length, collate_fn) for which in (drawn, changed)]
+        logits = [_logits(model, batch, kwargs) for batch in batches]
     difference = (logits[0] - logits[1]).abs().float()
     return LeakReport(
         max_leak=difference[0, document_length:].max().item(),
@@ -84,7 +90,7 @@ def refuse_leaking_packs(model: torch.nn.Module, *, vocab_size: int, **options: 
     return report
 
 
-def _logits(model: torch.nn.Module, ids: torch.Tensor, length: int, kwargs: Mapping[str, Any]) -> torch.Tensor:
+def _batch(ids: torch.Tensor, length: int, collate_fn: Callable[..., dict[str, Any]]) -> dict[str, Any]:
     tokens = ids.tolist()
     row = {
         "input_ids": tokens,
@@ -92,10 +98,13 @@ def _logits(model: torch.nn.Module, ids: torch.Tensor, length: int, kwargs: Mapp
         "position_ids": [*range(length)] * (len(tokens) // length),
         "seq_lens": [length] * (len(tokens) // length),
     }
+    return {key: value for key, value in collate_fn([row]).items() if key not in ("labels", "label_index")}
+
+
+def _logits(model: torch.nn.Module, batch: Mapping[str, Any], kwargs: Mapping[str, Any]) -> torch.Tensor:
     device = next(model.parameters()).device
-    batch = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in packed_collater([row]).items()}
-    del batch["labels"], batch["label_index"]
-    return model(**batch, **kwargs).logits
+    on_device = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+    return model(**{**on_device, **kwargs}).logits
 
 
 @contextmanager

@@ -13,6 +13,8 @@ from PIL import Image
 from automodel_data.collate.vlm import default_collate_fn
 from automodel_data.errors import DataError
 from automodel_data.loader import build_dataloader
+from automodel_data.sources import open_source
+from automodel_data.vlm.conversations import Conversations
 from automodel_data.vlm.llava import make_llava_dataset
 from automodel_data.vlm.rows import VLMDataset
 from automodel_recipes.vlm.collate import BoundCollate
@@ -104,6 +106,31 @@ def test_media_that_alone_exceed_the_length(open_rows: Any) -> None:
     assert [record.why for record in cut.report.bad_rows] == ["media alone exceed seq_length"]
     with pytest.raises(DataError, match="seq_length is 12"):
         open_rows(rows, seq_length=12, overflow="error")
+
+
+def test_images_shrink_until_the_row_fits(families: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """Qwen-VL makes fewer tokens of fewer pixels, LLaVA does not: there the row is dropped."""
+    picture = Image.effect_noise((96, 64), 80).convert("RGB")
+    content = [{"type": "image", "image": picture}, {"type": "text", "text": "what?"}]
+    rows = [{"messages": [{"role": "user", "content": content}, {"role": "assistant", "content": "x"}]}]
+    rows.append({"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "x"}]})
+    keys = {"overflow": "shrink_images", "media": None}
+
+    def build(family: str, **more: Any) -> VLMDataset:
+        return VLMDataset(Conversations(open_source(rows), dict, limit=None), families(family)[0], **{**keys, **more})
+
+    whole = build("qwen2_5_vl")
+    assert (whole.lengths.tolist(), whole.num_shrunk) == ([24, 7], 0)
+    with caplog.at_level(logging.WARNING, logger="automodel_data"):
+        fitted = build("qwen2_5_vl", seq_length=16)
+    assert fitted.num_shrunk == 1
+    assert "1 rows have smaller images" in caplog.text
+    item = fitted[0]
+    assert len(item["input_ids"]) == fitted.lengths[0] <= 16
+    assert item["labels"][-2:] == whole[0]["labels"][-2:], "the answer is whole"
+    (small,) = fitted.pictures(0)
+    assert small.width / small.height == pytest.approx(1.5, rel=0.1)
+    assert build("llava", seq_length=20).report.num_too_long == 1
 
 
 def test_pixels_that_prove_broken_keep_their_place_and_train_nothing(

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from automodel_core.loss import MaskedCrossEntropy, count_label_tokens, forward_loss, shift_labels
+from automodel_data.collate.families import adapter_for
 from automodel_data.collate.vlm import default_collate_fn
 from automodel_data.errors import DataError
 from automodel_data.sources import open_source
 from automodel_data.vlm.conversations import Conversations
-from automodel_data.vlm.packing import pack_vlm_rows
+from automodel_data.vlm.packing import pack_vlm_rows, refuse_leaking_vlm_packs
 from automodel_data.vlm.rows import VLMDataset
 
 
@@ -50,6 +51,23 @@ def test_packed_equals_unpacked(family: str, families: Any, rows: list, pictures
         if name in theirs:
             assert (p.grad - theirs[name]).norm() <= 1e-4 * (theirs[name].norm() + 1e-3 * largest), name
     model.zero_grad(set_to_none=True)
+
+
+@pytest.mark.parametrize("family", PACKABLE)
+def test_the_probe_passes_where_documents_are_apart(family: str, families: Any) -> None:
+    processor, model = families(family)
+    report = refuse_leaking_vlm_packs(model, adapter_for(processor), document_length=8)
+    assert report.isolated
+    assert report.own_change > 100 * report.tolerance
+
+
+def test_the_probe_refuses_a_model_that_mixes_documents(families: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with an attention that looks at the positions of text alone where Qwen-VL gets them on three axes."""
+    processor, model = families("qwen2_5_vl")
+    adapter = adapter_for(processor)
+    monkeypatch.setattr(adapter, "packed_positions", lambda ids, positions, features: positions.expand(3, -1, -1))
+    with pytest.raises(DataError, match="packed documents are not isolated in Qwen2_5_VLForConditionalGeneration"):
+        refuse_leaking_vlm_packs(model, adapter, document_length=8)
 
 
 def test_a_pack_of_text_alone_gets_a_blank_document(families: Any, rows: list) -> None:

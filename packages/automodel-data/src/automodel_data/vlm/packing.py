@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from automodel_data.collate.vlm import collate_rows
 from automodel_data.encode import IGNORE_INDEX
 from automodel_data.errors import DataError
 from automodel_data.packing import PackedDataset, PackedSequence
+from automodel_data.probe import LeakReport, refuse_leaking_packs
 
 _OWN = {"input_ids", "labels", "features", "media_kinds", "name"}
 
@@ -26,6 +28,21 @@ def pack_vlm_rows(dataset: Any, *, packed_sequence_size: int, **keys: Any) -> Pa
         )
     packed = PackedSequence(dataset, packed_sequence_size=packed_sequence_size, **keys).pack()
     return PackedVLMDataset(packed.dataset, packed.packs, size=packed.size)
+
+
+def refuse_leaking_vlm_packs(model: Any, adapter: Any, **options: Any) -> LeakReport:
+    """`refuse_leaking_packs` for a multimodal model: documents of text, in batches as `collate_rows` makes them.
+
+    Raises: DataError: documents are not isolated.
+    """
+
+    def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
+        columns = adapter.token_columns(rows[0]["input_ids"], rows[0]["labels"])
+        return collate_rows([{**rows[0], **columns, "features": []}], adapter, pad_token_id=0, blank_media=False)
+
+    media = [adapter.media_token_id(kind) for kind in adapter.kinds]
+    vocab_size = len(adapter.tokenizer)
+    return refuse_leaking_packs(model, vocab_size=vocab_size, collate_fn=collate, forbidden_ids=media, **options)
 
 
 class PackedVLMDataset(PackedDataset):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -20,6 +21,7 @@ from automodel_data.templates import MASKS
 from automodel_data.vlm.conversation import Media, MediaConversation, parse_row
 
 logger = logging.getLogger(__name__)
+_SHRINK, _SMALLEST_IMAGE = 0.7, 32 * 32  # pixels kept in one step, and where shrinking ends
 
 
 class RowKeys(TypedDict, total=False):
@@ -37,6 +39,15 @@ class RowKeys(TypedDict, total=False):
     template_kwargs: Mapping[str, Any] | None
 
 
+@dataclass(frozen=True)
+class _Encoded:
+    """A row's tokens, the sizes of its media, and the limits under which they are of these sizes."""
+
+    row: TokenRow
+    sizes: list[tuple[int, int]]
+    limits: MediaLimits
+
+
 class VLMDataset:
     """Map-style rows ``{"input_ids", "labels", "features", "name", ...}`` for the vision-language collates.
 
@@ -49,7 +60,8 @@ class VLMDataset:
         conversations: map-style raw rows; ``name_of(i)`` names a row in messages where it is there.
         processor: a Hugging Face processor, or `ProcessorParts`.
         seq_length: most tokens per row, media included; None for no limit.
-        overflow: for longer rows, ``drop``, ``truncate_right`` (never inside or before the end of media) or ``error``.
+        overflow: for longer rows, ``drop``, ``truncate_right`` (never inside or before the end of media),
+            ``shrink_images`` (until the row fits, else drop) or ``error``.
         mask: one of `templates.MASKS`.
         media: `MediaLimits` or its fields.
         media_root: the directory that local media lie in, where ``media`` names no roots.
@@ -78,18 +90,24 @@ class VLMDataset:
     ) -> None:
         for name, value, allowed in (
             ("mask", mask, MASKS),
-            ("overflow", overflow, ("drop", "truncate_right", "error")),
+            ("overflow", overflow, ("drop", "truncate_right", "shrink_images", "error")),
         ):
             if value not in allowed:
                 raise DataError(f"{name}={value!r} is not known. Choose one of {', '.join(map(repr, allowed))}.")
         self.conversations, self.mask, self._most_media = conversations, mask, max_media_per_row
         self.adapter = adapter_for(processor, chat_template=chat_template, template_kwargs=template_kwargs)
         self.limits = MediaLimits.of(media, root=media_root)
+        self._overflow = overflow
         self._policy = RowPolicy(
-            seq_length=seq_length, overflow=overflow, on_bad=on_bad, max_bad_fraction=max_bad_fraction
+            seq_length=seq_length,
+            overflow="drop" if overflow == "shrink_images" else overflow,  # what still does not fit is dropped
+            on_bad=on_bad,
+            max_bad_fraction=max_bad_fraction,
         )
         self.report = EncodeReport()
         self._broken: set[int] = set()
+        self.num_shrunk = 0
+        """Rows whose images were made smaller so that they fit."""
         self._survey()
 
     def _survey(self) -> None:
@@ -99,7 +117,8 @@ class VLMDataset:
             self.report.num_rows += 1
             try:
                 conversation = self._parsed(i)
-                row = self._fitted(self._tokens(conversation)[0])
+                encoded = self._tokens(conversation)
+                row = self._fitted(encoded.row)
             except BadRow as error:
                 self._reject(error, i)
                 continue
@@ -108,10 +127,13 @@ class VLMDataset:
                 continue
             kept.append(i)
             lengths.append(len(row.input_ids))
+            self.num_shrunk += encoded.limits is not self.limits
             kinds |= {media.kind for media in conversation.media}
             self.report.num_label_tokens += int((row.labels[1:] != IGNORE_INDEX).sum())
         self.media_kinds = tuple(sorted(kinds))
         self.source_rows, self.lengths = np.array(kept, dtype=np.int64), np.array(lengths, dtype=np.int64)
+        if self.num_shrunk:
+            logger.warning("%d rows have smaller images, to fit seq_length", self.num_shrunk)
         self.report.num_kept, self.report.num_tokens = len(kept), int(self.lengths.sum())
         check_report(self.report, policy=self._policy, name=self.name_of(0).rpartition(":")[0] or "the dataset")
 
@@ -128,10 +150,9 @@ class VLMDataset:
 
     def describe_media(self, index: int) -> list[str]:
         """A line for each image or sound of row ``index``: its size as the model gets it, and the tokens it takes."""
-        media = self._parsed(int(self.source_rows[index])).media
-        lines = []
-        for item in media:
-            size = self._size(item)
+        conversation = self._parsed(int(self.source_rows[index]))
+        media, lines = conversation.media, []
+        for item, size in zip(media, self._tokens(conversation).sizes):
             text = self.adapter.expansion(item.kind, size, num_in_row=len(media))
             tokens = len(self.adapter.tokenizer(text, add_special_tokens=False)["input_ids"])
             extent = f"{size[0] / size[1]:.2f} s" if item.kind == "audio" else f"{size[0]}x{size[1]}"
@@ -140,37 +161,45 @@ class VLMDataset:
 
     def pictures(self, index: int) -> list[Any]:
         """The images of row ``index`` as PIL images, as the model gets them; none where they are broken."""
-        media = self._parsed(int(self.source_rows[index])).media
+        conversation = self._parsed(int(self.source_rows[index]))
         try:
-            return [load_image(item.ref, self.limits) for item in media if item.kind == "image"]
+            return _load(conversation, self._tokens(conversation).limits)[0]
         except BadRow:
             return []
 
     def _parsed(self, index: int) -> MediaConversation:
         return parse_row(self.conversations[index])
 
-    def _tokens(self, conversation: MediaConversation) -> tuple[TokenRow, list[tuple[int, int]]]:
+    def _tokens(self, conversation: MediaConversation) -> _Encoded:
+        """Ids and labels, with smaller images where policy and length ask for it."""
+        encoded = self._encoded(conversation, self.limits)
+        limit = self._policy.seq_length
+        if limit is None or self._overflow != "shrink_images":
+            return encoded
+        while len(encoded.row.input_ids) > limit:
+            images = [w * h for media, (w, h) in zip(conversation.media, encoded.sizes) if media.kind == "image"]
+            if max(images, default=0) <= _SMALLEST_IMAGE:
+                break
+            smaller = replace(self.limits, pixel_budget=int(_SHRINK * max(images)))
+            encoded = self._encoded(conversation, smaller)
+        return encoded
+
+    def _encoded(self, conversation: MediaConversation, limits: MediaLimits) -> _Encoded:
         if self._most_media is not None and len(conversation.media) > self._most_media:
             raise BadRow(f"{len(conversation.media)} media in a row", hint=f"max_media_per_row={self._most_media}.")
-        sizes = [self._size(media) for media in conversation.media]
+        sizes = [_size(media, limits) for media in conversation.media]
         row = self.adapter.encode(conversation, sizes, mask=self.mask)
-        return TokenRow(row.input_ids, row.labels.copy()), sizes
-
-    def _size(self, media: Media) -> tuple[int, int]:
-        if media.kind == "audio":
-            return probe_audio(media.ref, self.limits)
-        info = probe_image(media.ref, self.limits)
-        return info.width, info.height
+        return _Encoded(TokenRow(row.input_ids, row.labels.copy()), sizes, limits)
 
     def _fitted(self, row: TokenRow) -> TokenRow | None:
         """The row within ``seq_length``, cut only behind its last media token; None when policy drops it."""
         limit = self._policy.seq_length
         if limit is None or len(row.input_ids) <= limit:
             return self._supervised(row)
-        if self._policy.overflow == "error":
+        if self._overflow == "error":
             raise DataError(f"a row has {len(row.input_ids)} tokens, seq_length is {limit}. Raise it, or set overflow.")
         media = np.isin(row.input_ids, [self.adapter.media_token_id(kind) for kind in self.adapter.kinds])
-        if self._policy.overflow == "drop":
+        if self._overflow in ("drop", "shrink_images"):
             return None
         if media[limit:].any():
             raise BadRow("media alone exceed seq_length", hint="Set media.pixel_budget, or raise seq_length.")
@@ -189,13 +218,13 @@ class VLMDataset:
     def __getitem__(self, index: int) -> dict[str, Any]:
         source = int(self.source_rows[index])
         conversation = self._parsed(source)
-        row, sizes = self._tokens(conversation)
-        row = self._cut(row)
+        encoded = self._tokens(conversation)
+        row = self._cut(encoded.row)
         labels = row.labels.tolist()
         try:
-            images, sounds = self._load(conversation)
+            images, sounds = _load(conversation, encoded.limits)
         except BadRow as error:
-            images, sounds = self._blank_media(conversation, sizes, source, error)
+            images, sounds = self._blank_media(conversation, encoded.sizes, source, error)
             labels = [IGNORE_INDEX] * len(labels)
         ids, features = row.input_ids.tolist(), self.adapter.features(images, sounds)
         self.adapter.check_counts(ids, features, name=self.name_of(source))
@@ -206,10 +235,6 @@ class VLMDataset:
     def _cut(self, row: TokenRow) -> TokenRow:
         limit = self._policy.seq_length
         return row if limit is None else TokenRow(row.input_ids[:limit], row.labels[:limit])
-
-    def _load(self, conversation: MediaConversation) -> tuple[list[Any], list[Any]]:
-        images = [load_image(m.ref, self.limits) for m in conversation.media if m.kind == "image"]
-        return images, [load_audio(m.ref, self.limits) for m in conversation.media if m.kind == "audio"]
 
     def _blank_media(
         self, conversation: MediaConversation, sizes: list[tuple[int, int]], source: int, error: BadRow
@@ -230,3 +255,15 @@ class VLMDataset:
         images = [Image.new("RGB", size) for kind, size in zip(kinds, sizes) if kind == "image"]
         sounds = [Sound(np.zeros(n, np.float32), rate) for kind, (n, rate) in zip(kinds, sizes) if kind == "audio"]
         return images, sounds
+
+
+def _size(media: Media, limits: MediaLimits) -> tuple[int, int]:
+    if media.kind == "audio":
+        return probe_audio(media.ref, limits)
+    info = probe_image(media.ref, limits)
+    return info.width, info.height
+
+
+def _load(conversation: MediaConversation, limits: MediaLimits) -> tuple[list[Any], list[Any]]:
+    images = [load_image(m.ref, limits) for m in conversation.media if m.kind == "image"]
+    return images, [load_audio(m.ref, limits) for m in conversation.media if m.kind == "audio"]

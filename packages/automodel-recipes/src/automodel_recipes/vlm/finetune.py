@@ -10,7 +10,7 @@ import numpy as np
 from automodel_core.config import ConfigNode
 from automodel_data.collate.families.parts import load_processor
 from automodel_data.collate.vlm import COLLATE_FNS, default_collate_fn
-from automodel_data.vlm.packing import pack_vlm_rows
+from automodel_data.vlm.packing import pack_vlm_rows, refuse_leaking_vlm_packs
 from automodel_recipes.build.call import accepted, build, plain
 from automodel_recipes.build.data import build_eval_loader, build_train_loader
 from automodel_recipes.data_facts import DataFacts, first_row, reported
@@ -52,6 +52,8 @@ class VLMFinetuneRecipe(LLMFinetuneRecipe):
         )
         self.first_row = first_row(dataset, self.tokenizer)
         packed = self._packed_size() > 0
+        if packed:
+            refuse_leaking_vlm_packs(self.unwrapped(), dataset.adapter)
         rows: Any = pack_vlm_rows(dataset, **plain(config.packed_sequence)) if packed else dataset
         if packed:
             self.data_facts = replace(self.data_facts, pack_utilisation=rows.utilisation)
