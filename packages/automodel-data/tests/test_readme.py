@@ -63,7 +63,10 @@ def test_the_block_of_other_trainers_runs(given: dict[str, Any]) -> None:
 
     common: dict[str, Any] = {"max_steps": 1, "use_cpu": True, "report_to": [], "save_strategy": "no"}
     run(0, given)
+    run(2, given)
+    sizes = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 16}
     given |= {
+        "trainer": Trainer(given["model"], TrainingArguments("out", **sizes, **common)),
         "Trainer": Trainer,
         "args": TrainingArguments("out", remove_unused_columns=False, **common),
         "SFTTrainer": trl.SFTTrainer,

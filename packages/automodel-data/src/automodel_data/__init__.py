@@ -40,6 +40,7 @@ _HOMES = {
     "phi4_mm_collate_fn": "automodel_data.collate.vlm",
     "qwen2_5_collate_fn": "automodel_data.collate.vlm",
     "refuse_leaking_packs": "automodel_data.probe",
+    "use_loader": "automodel_data.hf_trainer",
 }
 
 __all__ = ["__version__", *_HOMES]

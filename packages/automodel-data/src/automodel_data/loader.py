@@ -101,7 +101,7 @@ class _EpochBatches:
         return self.plan.micro_batches_per_epoch - self.start
 
 
-class _NumberedRows:
+class NumberedRows:
     """A dataset keyed by ``(index, is_filler)``: adds the sample id, and takes the labels out of filler rows."""
 
     def __init__(self, dataset: Any) -> None:
@@ -135,7 +135,7 @@ class TrainLoader:
         self.dataset, self.plan = dataset, plan
         self.epoch = 0
         self._consumed = 0  # micro-batches handed out in this epoch
-        self._collate_fn, self._num_workers, self._pin_memory = collate_fn, num_workers, pin_memory
+        self.collate_fn, self.num_workers, self.pin_memory = collate_fn, num_workers, pin_memory
 
     def __len__(self) -> int:
         return self.plan.micro_batches_per_epoch
@@ -150,9 +150,9 @@ class TrainLoader:
         batches = _torch_loader(
             self.dataset,
             batches=_EpochBatches(self.plan, self.epoch, self._consumed),
-            collate_fn=self._collate_fn,
-            num_workers=self._num_workers,
-            pin_memory=self._pin_memory,
+            collate_fn=self.collate_fn,
+            num_workers=self.num_workers,
+            pin_memory=self.pin_memory,
             seed=self.plan.seed,
         )
         for batch in batches:
@@ -170,8 +170,8 @@ class TrainLoader:
         if lengths is None:
             lengths = [len(self.dataset[i]["input_ids"]) for i in range(min(len(self.dataset), most_rows))]
         longest = np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable")[: self.plan.local_batch_size]
-        rows = _NumberedRows(self.dataset)
-        return self._collate_fn([rows[int(i), False] for i in longest])
+        rows = NumberedRows(self.dataset)
+        return self.collate_fn([rows[int(i), False] for i in longest])
 
     def set_epoch(self, epoch: int) -> None:
         """Go to the start of ``epoch``."""
@@ -214,7 +214,7 @@ class EvalLoader:
         self, dataset: Any, *, plan: BatchPlan, collate_fn: Callable, num_workers: int, pin_memory: bool
     ) -> None:
         self.dataset, self.plan = dataset, plan
-        self._collate_fn, self._num_workers, self._pin_memory = collate_fn, num_workers, pin_memory
+        self.collate_fn, self.num_workers, self.pin_memory = collate_fn, num_workers, pin_memory
 
     def __len__(self) -> int:
         return self.plan.micro_batches_per_epoch
@@ -234,9 +234,9 @@ class EvalLoader:
         yield from _torch_loader(
             self.dataset,
             batches=_EpochBatches(self.plan, epoch=0, start=0),
-            collate_fn=self._collate_fn,
-            num_workers=self._num_workers,
-            pin_memory=self._pin_memory,
+            collate_fn=self.collate_fn,
+            num_workers=self.num_workers,
+            pin_memory=self.pin_memory,
             seed=0,
         )
 
@@ -247,7 +247,7 @@ def _torch_loader(
     # A generator of its own: without one, each iterator draws a seed from torch's global generator, and dropout after a
     # resume would differ from the uninterrupted run.
     return DataLoader(
-        _NumberedRows(dataset),
+        NumberedRows(dataset),
         batch_sampler=batches,
         collate_fn=collate_fn,
         num_workers=num_workers,
