@@ -225,9 +225,9 @@ class EvalLoader:
         return EvalLoader(
             self.dataset,
             plan=plan,
-            collate_fn=self._collate_fn,
-            num_workers=self._num_workers,
-            pin_memory=self._pin_memory,
+            collate_fn=self.collate_fn,
+            num_workers=self.num_workers,
+            pin_memory=self.pin_memory,
         )
 
     def __iter__(self) -> Iterator[Any]:
