@@ -10,6 +10,7 @@ from torch import nn
 
 from automodel_ckpt import load, save
 from automodel_ckpt.cli import main
+from automodel_ckpt.faults import ranks
 
 
 @pytest.fixture
@@ -65,6 +66,97 @@ def test_import_of_a_torch_distributed_checkpoint(tmp_path, build, capsys):
     back = build(2).model
     load(target, {"model": back}, strict=False)
     assert torch.equal(back["mid"].weight, made.model["mid"].weight)
+
+
+@pytest.fixture
+def nemo_run(fast_path):
+    """A run in NeMo Automodel's layout: parts of tensors by torch's Hugging Face writer, and pointers."""
+    from torch.distributed.checkpoint import HuggingFaceStorageWriter
+
+    def work(rank):
+        import torch.distributed.checkpoint as dcp
+        from torch.distributed.fsdp import fully_shard
+
+        model = _seeded_net()
+        fully_shard(model)
+        for name in ("epoch_0_step_20", "epoch_1_step_40"):
+            writer = HuggingFaceStorageWriter(path=str(fast_path / name / "model"), save_distributed=True)
+            dcp.save(model.state_dict(), storage_writer=writer)
+            with torch.no_grad():
+                model[0].weight.add_(1)
+
+    ranks.run(3, work)
+    (fast_path / "LATEST").symlink_to("epoch_1_step_40")
+    (fast_path / "LOWEST_VAL").write_text("epoch_0_step_20")
+    return fast_path
+
+
+def _seeded_net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 7), nn.Linear(7, 4))
+
+
+def test_import_of_a_nemo_run_follows_its_pointers(nemo_run, tmp_path, capsys):
+    for source, step, added in ((nemo_run, 40, 1), (nemo_run / "LOWEST_VAL", 20, 0), (nemo_run / "LATEST", 40, 1)):
+        root = tmp_path / source.name
+        assert main(["import", str(source), str(root)]) == 0
+        assert f"step-{step:08d}" in capsys.readouterr().out
+        back, expected = nn.Sequential(nn.Linear(5, 7), nn.Linear(7, 4)), _seeded_net()
+        load(root, {"model": back})
+        assert torch.equal(back[0].weight, expected[0].weight + added)
+        assert torch.equal(back[1].weight, expected[1].weight)
+
+
+def test_import_refuses_a_missing_part_and_a_pointer_out_of_the_run(nemo_run, tmp_path, capsys):
+    next((nemo_run / "epoch_1_step_40/model").glob("shard-00002-*")).unlink()
+    assert main(["import", str(nemo_run), str(tmp_path / "run")]) == 6
+    assert "a file is missing or damaged" in capsys.readouterr().err
+    (nemo_run / "LOWEST_VAL").write_text("../elsewhere")
+    assert main(["import", str(nemo_run / "LOWEST_VAL"), str(tmp_path / "run")]) == 6
+    assert "only relative names below" in capsys.readouterr().err
+    (nemo_run / "epoch_0_step_20").rename(nemo_run / "kept")
+    assert main(["import", str(nemo_run / "kept"), str(tmp_path / "run")]) == 2
+    assert "Give it: --step N" in capsys.readouterr().err
+
+
+@pytest.fixture
+def exported(tmp_path):
+    """A directory with weights and the logits that the model in memory gave."""
+    transformers = pytest.importorskip("transformers")
+    from automodel_ckpt import export_hf
+    from automodel_ckpt.hf.probe import PROBE, probe_text
+
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=300
+    )
+    model = transformers.LlamaForCausalLM(config).eval()
+    inputs = {"input_ids": torch.arange(1, 9)[None]}
+    with torch.no_grad():
+        text = probe_text(inputs, model(**inputs).logits, tolerance=1e-5)
+    return export_hf(model, tmp_path / "out", extra_files={PROBE: text})
+
+
+def test_verify_of_an_export_compares_the_logits_that_it_kept(exported, capsys):
+    from safetensors.torch import load_file, save_file
+
+    assert main(["verify", str(exported), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["max_difference"] < 1e-6
+    file = exported / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.layers.0.self_attn.q_proj.weight"][0, 0] += 1  # loads, and is finite
+    save_file(tensors, file, metadata={"format": "pt"})
+    assert main(["verify", str(exported)]) == 6
+    assert "logits differ by" in capsys.readouterr().err
+    (exported / "automodel_probe.json").unlink()
+    assert main(["verify", str(exported)]) == 0
+    assert "no logits were kept to compare" in capsys.readouterr().out
+    del tensors["model.norm.weight"]
+    save_file(tensors, file, metadata={"format": "pt"})
+    assert main(["verify", str(exported)]) == 6
+    assert "missing ['model.norm.weight']" in capsys.readouterr().err
+    (exported / "automodel_probe.json").write_text("{}")
+    assert main(["verify", str(exported)]) == 6
 
 
 class _Canary:

@@ -37,9 +37,10 @@ def _parser() -> argparse.ArgumentParser:
         return command
 
     add("ls", _ls, "list the checkpoints of a run", "ROOT")
-    add("verify", _verify, "read every byte and compare it with its hash", "PATH").add_argument(
-        "--level", choices=("size", "hash"), default="hash"
-    )
+    about = "a checkpoint: compare every byte with its hash; an exported model or adapter: load it and compare logits"
+    command = add("verify", _verify, about, "PATH")
+    command.add_argument("--level", choices=("size", "hash"), default="hash", help="of a checkpoint")
+    command.add_argument("--base", help="of an adapter: the base model, where it is not where its config says")
     for name in ("consolidate", "export"):
         command = add(name, _consolidate, "write a Hugging Face directory, in bounded memory", "PATH", "OUT")
         command.add_argument("--assets", type=Path, help="model directory with config.json, tokenizer, ...")
@@ -50,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     command = add("gc", _gc, "delete leftovers of dead runs and all but the newest checkpoints", "ROOT")
     command.add_argument("--keep-last", type=int, default=2)
     command = add("import", _import, "take over a checkpoint of torch DCP or NeMo Automodel", "SOURCE", "ROOT")
-    command.add_argument("--step", type=int, required=True)
+    command.add_argument("--step", type=int, help="default: the one in NeMo's name, epoch_E_step_S")
     command.add_argument("--prefix", default="", help="take names that start with this, without it")
     return parser
 
@@ -89,9 +90,27 @@ def _ls_line(row: dict[str, Any]) -> str:
 def _verify(options: argparse.Namespace) -> tuple[Any, str]:
     from automodel_ckpt.verification import verify
 
+    if isinstance(options.path, Path) and _is_export(options.path):
+        return _verify_export(options)
     report = verify(options.path, options.level)
     result = {"path": str(report.path), "level": report.level, "files": report.num_files, "bytes": report.bytes_read}
     return result, f"{report.path}: intact ({report.num_files} files, {report.bytes_read / 2**20:.1f} MiB read)"
+
+
+def _is_export(path: Path) -> bool:
+    return any((path / name).is_file() for name in ("config.json", "adapter_config.json"))
+
+
+def _verify_export(options: argparse.Namespace) -> tuple[Any, str]:
+    from automodel_ckpt.hf.readback import read_back
+
+    report = read_back(options.path, base=options.base)
+    result = {"path": str(options.path), "kind": report.kind, "tensors": report.num_tensors}
+    result["max_difference"] = report.max_difference
+    logits = "no logits were kept to compare"
+    if report.max_difference is not None:
+        logits = f"logits differ by at most {report.max_difference:.2g} from those of the trained model"
+    return result, f"{options.path}: {report.kind} of {report.num_tensors} tensors, loads whole; {logits}"
 
 
 def _consolidate(options: argparse.Namespace) -> tuple[Any, str]:

@@ -15,6 +15,7 @@ from automodel_ckpt.adapter import read_tensors
 from automodel_ckpt.capture import Captured
 from automodel_ckpt.coordination import Alone
 from automodel_ckpt.errors import CheckpointNotFound, UnsafeFile
+from automodel_ckpt.foreign_layouts import read_parts, resolve, step_in_name
 from automodel_ckpt.planning import assign, offer
 from automodel_ckpt.retention import Keep
 from automodel_ckpt.saving import save_captured
@@ -93,24 +94,30 @@ def read_model_directory(source: str | os.PathLike) -> tuple[dict[str, Tensor], 
         if (folder / ".metadata").is_file():
             return read_dcp(folder)
         files = sorted(folder.glob("*.safetensors"))
-        if files and (folder.name == "consolidated" or not any(f.name.startswith("shard-") for f in files)):
+        parts = [file for file in files if file.name.startswith("shard-")]
+        if parts:
+            return read_parts(parts), []
+        if files:
             return {name: tensor for file in files for name, tensor in read_tensors(file).items()}, []
-    raise CheckpointNotFound(
-        f"{source} holds neither .metadata nor consolidated safetensors files; sharded safetensors without metadata "
-        "cannot be joined. Consolidate them with the tool that wrote them."
-    )
+    raise CheckpointNotFound(f"{source} holds neither .metadata nor safetensors files. Check the path.")
 
 
 def import_checkpoint(
-    source: str | os.PathLike, root: str | os.PathLike, *, step: int, prefix: str = ""
+    source: str | os.PathLike, root: str | os.PathLike, *, step: int | None = None, prefix: str = ""
 ) -> tuple[Path, list[str]]:
     """Write the model of another tool's checkpoint as ``root/step-<step>``, with hashes.
 
     Args:
+        source: a torch distributed checkpoint, or a checkpoint or run of NeMo Automodel, with its ``LATEST``.
+        step: default: the one in NeMo's name, ``epoch_E_step_S``.
         prefix: keep names that start with it, without it (``"model."``, for example).
 
     Returns: the checkpoint, and what was left out (pickled objects, other prefixes).
     """
+    source = resolve(source)
+    step = step_in_name(source) if step is None else step
+    if step is None:
+        raise ValueError(f"{source} does not say which step it is. Give it: --step N.")
     found, left_out = read_model_directory(source)
     tensors = {name.removeprefix(prefix): t for name, t in found.items() if name.startswith(prefix)}
     left_out += [name for name in found if not name.startswith(prefix)]

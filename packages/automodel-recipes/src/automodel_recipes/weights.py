@@ -27,6 +27,7 @@ def write_weights(r: "BaseRecipe", target: Path, *, overwrite: bool) -> Path:
         from automodel_recipes.stage_weights import write_stage_weights
 
         return write_stage_weights(r, target, **keys)
+    keys["extra_files"] = _probe_file(r)
     if r.built.peft is None:
         from automodel_ckpt import export_hf
 
@@ -35,6 +36,20 @@ def write_weights(r: "BaseRecipe", target: Path, *, overwrite: bool) -> Path:
     from automodel_core.peft import adapter_config, adapter_state_dict
 
     return save_adapter(target, adapter_state_dict(model), adapter_config(model, r.built.peft), **keys)
+
+
+def _probe_file(r: "BaseRecipe") -> dict[str, str]:
+    """What the model in memory gives for a short row, for ``ckpt verify``; nothing where it cannot be asked."""
+    inputs, logits = _probe(r)
+    if inputs is None or logits is None:
+        return {}
+    from automodel_ckpt.hf.probe import PROBE, probe_text
+
+    return {PROBE: probe_text(inputs, logits, tolerance=_tolerance(r, logits))}
+
+
+def _tolerance(r: "BaseRecipe", logits: torch.Tensor) -> float:
+    return max(1.0, float(logits.float().abs().max())) * _TOLERANCE.get(_compute_dtype(r), 0.0)
 
 
 def refuse_non_finite(r: "BaseRecipe") -> None:
@@ -67,8 +82,7 @@ def check_readable(r: "BaseRecipe", directory: Path) -> None:
     if r.parallel.is_main:
         from automodel_ckpt import CheckpointError, read_back
 
-        scale = 0.0 if logits is None else max(1.0, float(logits.float().abs().max()))
-        tolerance = scale * _TOLERANCE.get(_compute_dtype(r), 0.0)
+        tolerance = 0.0 if logits is None else _tolerance(r, logits)
         try:
             read_back(directory, inputs=inputs, logits=logits, tolerance=tolerance, allow_zero=True, dtype=_dtype(r))
         except (CheckpointError, OSError, ValueError, RuntimeError) as error:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from automodel_ckpt.adapter import CONFIG, load_adapter
 from automodel_ckpt.errors import VerificationFailed
+from automodel_ckpt.hf.probe import read_probe
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ def read_back(
     tolerance: float = 1e-4,
     allow_zero: bool = False,
     dtype: torch.dtype | None = None,
+    columns: Tensor | None = None,
 ) -> ReadBackReport:
     """Load an exported directory as a stranger would and compare.
 
@@ -47,6 +49,9 @@ def read_back(
         tolerance: largest absolute difference of logits.
         allow_zero: accept ``lora_B`` of zeros: an adapter that has not been trained yet, or not everywhere.
         dtype: of an adapter's base model while it is compared; default: that of its files.
+        columns: entries of the vocabulary that ``logits`` holds; default: all.
+
+    Without ``logits`` those that the export kept for this purpose (`automodel_ckpt.hf.probe`) are compared, if any.
 
     Raises: VerificationFailed: says what differs.
     """
@@ -54,7 +59,9 @@ def read_back(
         kind, (model, count) = "adapter", _load_adapter_model(directory, base, allow_zero, dtype)
     else:
         kind, (model, count) = "model", _load_model(directory)
-    return ReadBackReport(kind, count, _compare(directory, model, inputs, logits, tolerance))
+    if logits is None and (probe := read_probe(directory)) is not None:
+        inputs, columns, logits, tolerance = probe.inputs, probe.columns, probe.logits, probe.tolerance
+    return ReadBackReport(kind, count, _compare(directory, model, inputs, columns, logits, tolerance))
 
 
 def _load_model(directory: str | os.PathLike) -> tuple[Any, int]:
@@ -112,12 +119,18 @@ def _load_adapter_model(
 
 
 def _compare(
-    directory: str | os.PathLike, model: Any, inputs: dict[str, Tensor] | None, logits: Tensor | None, tolerance: float
+    directory: str | os.PathLike,
+    model: Any,
+    inputs: dict[str, Tensor] | None,
+    columns: Tensor | None,
+    logits: Tensor | None,
+    tolerance: float,
 ) -> float | None:
     if inputs is None or logits is None:
         return None
     with torch.no_grad():
         found = model.eval()(**inputs).logits
+    found = found if columns is None else found[..., columns]
     difference = float((found.float().cpu() - logits.detach().float().cpu()).abs().max())
     if not difference <= tolerance:
         raise VerificationFailed(

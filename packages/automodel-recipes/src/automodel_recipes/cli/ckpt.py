@@ -45,8 +45,9 @@ def _located(arguments: tuple[str, ...], number: int) -> list[str]:
 
 for _name, _help in (
     ("ls", "List the checkpoints of a run."),
-    ("verify", "Read every byte of a checkpoint and compare it with its hash."),
-    ("export", "Write a Hugging Face directory from a checkpoint, in bounded memory."),
+    ("verify", "Check a checkpoint by its hashes; load an exported model or adapter and compare its logits."),
+    ("consolidate", "Write a Hugging Face directory from a checkpoint, in bounded memory."),
+    ("export", "The same as consolidate."),
     ("diff", "Compare two checkpoints tensor by tensor."),
     ("gc", "Delete leftovers of dead runs and old checkpoints."),
     ("import", "Take over a checkpoint of torch DCP or NeMo Automodel."),
