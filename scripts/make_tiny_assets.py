@@ -1,6 +1,7 @@
 """Makes everything that the demo ships: orders, tokenizer and model shape, and, after pretraining, the weights.
 
     python scripts/make_tiny_assets.py orders
+    python scripts/make_tiny_assets.py colors
     python scripts/make_tiny_assets.py corpus
     python scripts/make_tiny_assets.py tokenizer
     automodel-recipes train examples/llm/pretrain_tiny.yaml
@@ -20,6 +21,7 @@ ASSETS = ROOT / "packages/automodel-recipes/src/automodel_recipes/assets"
 CORPUS = ROOT / "runs/tiny_corpus"
 ORDERS_SEED, CORPUS_SEED, VALIDATION_SEED = 7, 1, 2
 NUM_TRAIN, NUM_HELDOUT = 4000, 256
+NUM_COLOR_ROWS = 1000
 NUM_DOCUMENTS, NUM_VALIDATION_DOCUMENTS, NUM_TOKENIZER_DOCUMENTS = 100_000, 500, 30_000
 VOCAB_SIZE = 1088
 SHAPE = {
@@ -49,6 +51,20 @@ def make_orders():
     train, heldout = orders.make_split(NUM_TRAIN, NUM_HELDOUT, ORDERS_SEED)
     write_jsonl(ASSETS / "orders/train.jsonl", train)
     write_jsonl(ASSETS / "orders/heldout.jsonl", heldout)
+
+
+def color_rows(order_rows):
+    """Orders as a task for a classifier: the text, and the color that was ordered."""
+    for row in order_rows:
+        text, answer = (message["content"] for message in row["messages"])
+        yield {"text": text, "label": json.loads(answer)["color"]}
+
+
+def make_colors():
+    """Classification data: the first orders to train on, and the held-out ones."""
+    train, heldout = orders.make_split(NUM_TRAIN, NUM_HELDOUT, ORDERS_SEED)
+    write_jsonl(ASSETS / "order_colors/train.jsonl", color_rows(train[:NUM_COLOR_ROWS]))
+    write_jsonl(ASSETS / "order_colors/heldout.jsonl", color_rows(heldout))
 
 
 def make_corpus():
@@ -88,7 +104,7 @@ def main():
     """Runs the step that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     steps = parser.add_subparsers(dest="step", required=True)
-    makers = {"orders": make_orders, "corpus": make_corpus, "tokenizer": make_tokenizer}
+    makers = {"orders": make_orders, "colors": make_colors, "corpus": make_corpus, "tokenizer": make_tokenizer}
     for name, maker in makers.items():
         steps.add_parser(name, help=maker.__doc__)
     steps.add_parser("weights", help=take_weights.__doc__).add_argument(

@@ -42,6 +42,8 @@ class BaseRecipe:
     """
 
     name = "base"
+    writes_text = True
+    """Whether the model can be talked to."""
     counts_correct = True
     """Whether validation can count right tokens: the loss is one of contract C2."""
 

@@ -44,16 +44,21 @@ def end_screen(r: "BaseRecipe", summary: "TrainSummary", final: Path | None) -> 
         r.console.fact(kind, str(final))
         r.console.fact("report", f"{r.run_dir.path / 'report.html'}, numbers in {r.run_dir.metrics.name}")
         for command in next_commands(
-            r.run_dir.path, is_adapter=r.built.peft is not None, takes_images=r.processor is not None
+            r.run_dir.path,
+            is_adapter=r.built.peft is not None,
+            takes_images=r.processor is not None,
+            writes_text=r.writes_text,
         ):
             r.console.fact("next", command)
 
 
-def next_commands(run: Path, *, is_adapter: bool, takes_images: bool = False) -> list[str]:
+def next_commands(run: Path, *, is_adapter: bool, takes_images: bool = False, writes_text: bool = True) -> list[str]:
     """Commands that work on a finished run; they can be pasted into a shell, but for the name of a picture."""
     place = shlex.quote(str(run))
     commands = [f"automodel-recipes chat {place}", f"automodel-recipes generate {place} --prompt 'Hello'"]
-    if takes_images:
+    if not writes_text:
+        commands = [f"automodel-recipes runs show {place}"]
+    elif takes_images:
         commands = [f"automodel-recipes {verb} {place} --image PICTURE" for verb in ("chat", "generate")]
         commands[1] += " --prompt 'What is this?'"
     if is_adapter:

@@ -31,6 +31,7 @@ class SequenceClassificationRecipe(LLMFinetuneRecipe):
     """Rows carry ``labels: [class]``; the model is a ``NeMoAutoModelForSequenceClassification``."""
 
     name = "seq-cls"
+    writes_text = False
 
     def build_model(self) -> None:
         """The model as in fine-tuning; its config is told the padding id, by which it finds each row's last token."""
