@@ -39,6 +39,7 @@ def test_a_student_moves_towards_its_teacher(tiny_config, trained_teacher, tmp_p
     recipe, rows = _train(tiny_config, tmp_path / "student")
     distance = [row["loss"] for row in rows if row["kind"] == "val"]
     assert distance[-1] < 0.25 * distance[0]
+    assert not any("perplexity" in row for row in rows)  # the loss is no cross-entropy
     assert all(not parameter.requires_grad for parameter in recipe.teacher.parameters())
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from automodel_core.config import load_config
+from automodel_core.config import ConfigNode, load_config
 from automodel_recipes.model_facts import find_facts
 from automodel_recipes.shipped import ROOT
 from automodel_recipes.validation import validate
@@ -37,8 +37,11 @@ def test_it_validates(config):
 
 def build_on_meta(config):
     """The model of a configuration without weights."""
-    source = config.path("model.config") or config.path("model.pretrained_model_name_or_path")
-    facts = find_facts(source)
+    given = config.get("model.config")
+    source = (
+        config.path("model.config") if isinstance(given, str) else config.path("model.pretrained_model_name_or_path")
+    )
+    facts = given.to_dict() if isinstance(given, ConfigNode) else find_facts(source)
     assert facts or Path(source).is_dir(), f"{source}: add its dimensions to model_configs/"
     target = config.model.target()
     from_config = getattr(getattr(target, "__self__", target), "from_config", target)
@@ -49,7 +52,8 @@ def test_it_builds_on_the_meta_device(config):
     built = build_on_meta(config)
     model = getattr(built, "model", built)
     assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
-    facts = model_facts(config) or find_facts(config.get("model.config", "")) or {}
+    given = config.get("model.config", "")
+    facts = model_facts(config) or (given if isinstance(given, ConfigNode) else find_facts(given)) or {}
     if "vocab_size" in facts:
         assert model.get_input_embeddings().weight.shape[0] == facts["vocab_size"]
     if config.get("freeze_config") is not None:

@@ -1,5 +1,6 @@
 """Knowledge distillation: a student learns from the labels and from a teacher's distribution."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,7 +10,17 @@ from automodel_recipes.batches import Batch
 from automodel_recipes.build.call import build
 from automodel_recipes.build.training import apply_mixed_precision
 from automodel_recipes.errors import UnusableInputError
+from automodel_recipes.evaluate import EvalMetrics
 from automodel_recipes.llm.finetune import LLMFinetuneRecipe
+
+
+@dataclass(frozen=True)
+class DistillationMetrics(EvalMetrics):
+    """The loss under the teacher, which is no cross-entropy: it has no perplexity and no bits per byte."""
+
+    def extra(self) -> dict[str, float]:
+        """Nothing besides the loss."""
+        return {}
 
 
 class KnowledgeDistillationRecipe(LLMFinetuneRecipe):
@@ -34,6 +45,10 @@ class KnowledgeDistillationRecipe(LLMFinetuneRecipe):
         teacher: Any = build(self.config.teacher_model)
         apply_mixed_precision(self.config, teacher)
         self.teacher = teacher.to(self.device).eval().requires_grad_(False)
+
+    def evaluate(self) -> dict[str, EvalMetrics]:
+        """The loss under the teacher on every validation set."""
+        return {name: DistillationMetrics(m.loss, m.num_label_tokens) for name, m in super().evaluate().items()}
 
     def forward_loss(self, batch: Batch, num_targets: torch.Tensor) -> torch.Tensor:
         """Distance to the teacher and cross-entropy, over ``num_targets``."""
