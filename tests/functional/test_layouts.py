@@ -205,6 +205,7 @@ def test_demo_through_the_command_line_on_four_processes(cli, tmp_path: Path) ->
 
     config = yaml.safe_load(Path("examples/llm/demo_full.yaml").read_text())
     config["step_scheduler"].update(global_batch_size=8, local_batch_size=2, max_steps=3)
+    config["lr_scheduler"]["lr_warmup_steps"] = 1
     del config["validation_dataset"], config["evaluation"]
     ids = torch.arange(3, 35)[None]
     one = cli({**config, "distributed": {"strategy": "fsdp2"}}, "one")

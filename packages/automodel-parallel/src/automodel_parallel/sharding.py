@@ -42,8 +42,22 @@ def apply_fsdp2(
         fully_shard(block, reshard_after_forward=manager.reshard_after_forward, **sharding)
     fully_shard(model, **sharding)
     sum_instead_of_mean(model)
+    model.register_forward_hook(_reshard_after_inference)
     _set_prefetch(blocks, forward=manager.forward_prefetch, backward=manager.backward_prefetch)
     report.add(f"FSDP2: {len(blocks)} blocks and the root sharded over {shards} ranks, {replicas} replica(s), {policy}")
+
+
+def _reshard_after_inference(model: nn.Module, inputs: Any, outputs: Any) -> None:
+    """Leave shards behind a forward without gradients too.
+
+    FSDP2 keeps what it expects a backward to need, the root's own parameters at least; none comes here, and whoever
+    looks at the model next, such as a checkpoint, would find other parameters than the optimizer holds.
+    """
+    if torch.is_grad_enabled():
+        return
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def _shard_dim(parameter: nn.Parameter, *, shards: int) -> Shard | None:
