@@ -43,13 +43,44 @@ _EXTRA = {
 }
 MODELS = (*_EXTRA, "llava")
 
+_EXPERTS = {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "n_shared_experts": 1}
+_EXPERTS |= {"moe_intermediate_size": 16, "first_k_dense_replace": 1, "tie_word_embeddings": False}
+_LATENT = {"q_lora_rank": 24, "kv_lora_rank": 12, "qk_rope_head_dim": 4, "qk_nope_head_dim": 8, "v_head_dim": 8}
+FAMILIES = {
+    "cohere2": {"tie_word_embeddings": True, "sliding_window": 6, "logit_scale": 1.0},
+    "deepseek_v3": {**_EXPERTS, **_LATENT, "num_key_value_heads": 4, "head_dim": 4},
+    "gemma3_text": {
+        "tie_word_embeddings": True,
+        "sliding_window": 5,
+        "query_pre_attn_scalar": 8,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+    },
+    "glm4_moe": _EXPERTS,
+    "granite": {"tie_word_embeddings": True},
+    "mistral": {"tie_word_embeddings": False, "sliding_window": 6},
+    "olmo2": {"tie_word_embeddings": False},
+    "olmoe": {"tie_word_embeddings": False, "num_experts": 4, "num_experts_per_tok": 2},
+    "phi": {"tie_word_embeddings": False},
+    "phi3": {"tie_word_embeddings": False},
+    "qwen2": {"tie_word_embeddings": True},
+    "qwen3_moe": {
+        "tie_word_embeddings": False,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+        "decoder_sparse_step": 1,
+    },
+    "smollm3": {"tie_word_embeddings": True},
+}
+"""Further families, for the tensor-parallel plans: built in here, or transformers' own."""
+
 
 def build_model(name: str) -> nn.Module:
     """The same weights on every call and every rank."""
     torch.manual_seed(0)
     if name == "llava":
         return _build_llava()
-    config = AutoConfig.for_model(name, **_COMMON, **_EXTRA[name])
+    config = AutoConfig.for_model(name, **(_COMMON | {**_EXTRA, **FAMILIES}[name]))
     attention = "eager" if name == "gemma2" else "sdpa"
     return AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=torch.float32)
 

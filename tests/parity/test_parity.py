@@ -10,7 +10,7 @@ import functools
 
 import pytest
 from parity_cells import LAYOUTS, Cell, Residuals, Trained, applies, compare, train_parallel, train_plain
-from parity_models import MODELS
+from parity_models import FAMILIES, MODELS
 
 from rank_group import run_in_group
 
@@ -74,6 +74,11 @@ def test_llama_under_every_layout(world_size: int, capsys) -> None:
 def test_other_families(capsys) -> None:
     models = [model for model in MODELS if model != "llama"]
     check(cells_for(2, LAYOUTS[2], models, optimizers=("adamw",), loras=(False,)), capsys)
+
+
+@pytest.mark.more
+def test_tensor_parallel_plans_of_further_families(capsys) -> None:
+    check(cells_for(2, ["TP"], sorted(FAMILIES), loras=(False,)), capsys)
 
 
 @pytest.mark.long

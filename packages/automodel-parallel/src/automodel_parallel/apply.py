@@ -89,13 +89,20 @@ def recompute_buffers(model: nn.Module, device: torch.device) -> None:
         if hasattr(module, "config") and hasattr(module, "rope_type"):
             fresh = type(module)(config=module.config).to(device)
             module._buffers.update({buffer: fresh._buffers[buffer] for buffer in names})
-        elif hasattr(model, "_init_weights"):
-            _fill_by_init_weights(model, module)
+        elif (owner := _initializer(model, name)) is not None:
+            _fill_by_init_weights(owner, module)
         if left := [buffer for buffer in names if _is_unfilled(module._buffers[buffer])]:
             raise ValueError(
                 f"module {name!r} ({type(module).__name__}) has computed buffers {left} that cannot be "
                 "rebuilt after meta initialisation. Build the model with weights instead."
             )
+
+
+def _initializer(model: nn.Module, path: str) -> nn.Module | None:
+    """The innermost Hugging Face model around a module: a vision tower fills its own buffers, not the whole's."""
+    parts = path.split(".") if path else []
+    around = [model.get_submodule(".".join(parts[:length])) for length in range(len(parts), -1, -1)]
+    return next((module for module in around if hasattr(module, "_init_weights")), None)
 
 
 def _computed_buffers(module: nn.Module) -> list[str]:

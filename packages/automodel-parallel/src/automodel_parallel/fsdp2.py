@@ -219,6 +219,10 @@ class FSDP2Context(ParallelContext):
     def whole_sequences(self, model: nn.Module) -> Iterator[None]:
         """Inside, the model takes sequences of any length, whole on each rank, as generation does."""
         with ExitStack() as stack:
+            if isinstance(model, FSDPModule):
+                # generate() of vision-language models runs the vision tower before, and outside, the root's forward.
+                model.unshard()
+                stack.callback(model.reshard)
             if self._sequence is not None:
                 stack.enter_context(own_attention(model, self._sequence))
             if self._tensor_group is not None:

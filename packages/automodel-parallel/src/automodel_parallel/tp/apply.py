@@ -24,12 +24,15 @@ def _unchanged(module: nn.Module, tp: TensorParallelGroup) -> None:
 
 
 STYLES: dict[str, Style] = {
+    "all_reduce": styles.all_reduce,
     "colwise": styles.colwise,
     "colwise_gather_output": partial(styles.colwise, gather_output=True),
     "colwise_local": partial(styles.colwise, copy_input=False),
     "colwise_rep": partial(styles.colwise, gather_output=True),
+    "embedding_colwise": styles.embedding_colwise,
     "embedding_rowwise": styles.embedding_rowwise,
     "enter": styles.enter,
+    "mla_kv_a_proj": styles.latent_with_shared_rotary,
     "repeat_whole": styles.repeat_whole,
     "replicate": _unchanged,
     "replicated_with_grad_allreduce": styles.replicated_with_partial_gradient,
@@ -40,6 +43,10 @@ STYLES: dict[str, Style] = {
     "vocab_head": styles.vocab_head,
 }
 """Style names that a plan may use: this package's, and those of Hugging Face's plans that mean the same."""
+
+WHOLE_EXPERTS = ("moe_tp_experts", "moe_identity_expert", "grouped_gemm", "ep_dispatch_experts", "ep_router")
+"""Hugging Face's styles of expert modules: every tensor rank computes them whole, which needs no edit. Ranks share
+experts by expert parallelism."""
 
 
 def apply_tensor_parallel(
@@ -71,7 +78,8 @@ def apply_tensor_parallel(
             f"sequence_parallel with {source}: it marks no module to 'enter', so nothing would gather the sequence. "
             "Use a built-in family plan, add 'enter' rows, or set sequence_parallel to false."
         )
-    tp = TensorParallelGroup(mesh, sequence_parallel, loss_parallel)
+    rotary_dim = getattr(text_config(model), "qk_rope_head_dim", None)
+    tp = TensorParallelGroup(mesh, sequence_parallel, loss_parallel, rotary_dim=rotary_dim)
     done: Counter[str] = Counter()
     for path, style in matches.items():
         if style == "sequence_norm" and not sequence_parallel:
@@ -105,10 +113,16 @@ def _match(model: nn.Module, plan: Plan, *, strict: bool) -> dict[str, str]:
     paths = [name for name, _ in model.named_modules()]
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     matches: dict[str, str] = {}
+    experts = [
+        path for row, style in plan.items() if style in WHOLE_EXPERTS for path in paths if _regex(row).fullmatch(path)
+    ]
     for pattern, style in plan.items():
-        regex = re.compile(re.escape(pattern).replace(r"\*", r"[^.]+"))
+        regex = _regex(pattern)
         found = [path for path in paths if regex.fullmatch(path)]
-        if style not in STYLES and (found or any(regex.fullmatch(name) for name in parameters)):
+        matched = found + [name for name in parameters if regex.fullmatch(name)]
+        if not strict and matched and all(_is_within(path, experts) for path in matched):
+            continue
+        if style not in STYLES and matched:
             raise ValueError(
                 f"tensor-parallel style {style!r} of {pattern!r}: allowed are {', '.join(STYLES)}. Give a tp_plan "
                 "with one of these for it, or leave it out to keep it whole on every rank."
@@ -120,6 +134,14 @@ def _match(model: nn.Module, plan: Plan, *, strict: bool) -> dict[str, str]:
             )
         matches.update(dict.fromkeys(found, style))
     return matches
+
+
+def _regex(pattern: str) -> re.Pattern[str]:
+    return re.compile(re.escape(pattern).replace(r"\*", r"[^.]+"))
+
+
+def _is_within(path: str, modules: list[str]) -> bool:
+    return any(path == module or path.startswith(f"{module}.") for module in modules)
 
 
 def _bound_sequence(model: nn.Module, tp: TensorParallelGroup) -> None:

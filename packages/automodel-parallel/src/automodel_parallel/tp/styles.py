@@ -39,6 +39,8 @@ class TensorParallelGroup:
     memo: dict[nn.Parameter, nn.Parameter] = field(default_factory=dict)
     """Whole parameter -> its DTensor, so that tied modules stay tied."""
 
+    rotary_dim: int | None = None
+    """Width of the rotary part of latent attention, where the model has it."""
     paused: bool = False
     """While true, sequences stay whole between the cut layers, and logits are gathered."""
 
@@ -134,6 +136,38 @@ def embedding_rowwise(module: nn.Module, tp: TensorParallelGroup) -> None:
         return collectives.sum_over_group(embedded.masked_fill(elsewhere.unsqueeze(-1), 0.0), tp.group)
 
     module.forward = sharded_forward
+
+
+def embedding_colwise(module: nn.Module, tp: TensorParallelGroup) -> None:
+    """Cut an embedding's features; the parts are joined."""
+    sizes = local_chunk_sizes(module.weight.shape[1], tp.mesh.size())
+    gradients = _cut(module, tp, {}, default=Shard(1))
+    _install(module, gradients, lambda ids: ids, lambda y: collectives.gather(y, tp.group, dim=-1, sizes=sizes))
+
+
+def all_reduce(module: nn.Module, tp: TensorParallelGroup) -> None:
+    """The module's output is one term of a sum over ranks."""
+    module.register_forward_hook(lambda _, __, y: collectives.sum_over_group(y, tp.group))
+
+
+def latent_with_shared_rotary(module: nn.Module, tp: TensorParallelGroup) -> None:
+    """Down-projection of latent attention (DeepSeek): whole on each rank, with a rotary part that all heads share.
+
+    The latent part enters a column-cut layer, whose input gradients are summed there; those of the rotary part, which
+    goes straight to this rank's heads, are summed here.
+    """
+    rotary = tp.rotary_dim
+    if rotary is None:
+        raise ValueError(
+            f"style 'mla_kv_a_proj' on {type(module).__name__}: the model's config has no qk_rope_head_dim. Leave the "
+            "row out and keep attention whole, or set tp_size to 1."
+        )
+
+    def share(_: nn.Module, __: Any, y: Tensor) -> Tensor:
+        latent, rotated = y.split([y.shape[-1] - rotary, rotary], dim=-1)
+        return torch.cat([latent, collectives.copy_to_group(rotated, tp.group)], dim=-1)
+
+    module.register_forward_hook(share)
 
 
 def replicated_with_partial_gradient(module: nn.Module, tp: TensorParallelGroup) -> None:
