@@ -36,7 +36,8 @@ FAULTS = (
     Fault("cross_entropy.py", "total * tl.exp(peak - shift) +", "total +", "sum not rescaled to the new peak", LOSS),
     Fault("cross_entropy.py", "cols == label, x, 0.0", "cols == label + 1, x, 0.0", "label off by one", LOSS),
     Fault("cross_entropy.py", "            peak = new_peak\n", "", "running peak never moves", LOSS),
-    Fault("cross_entropy.py", "if label != ignore_index:", "if label >= 0:", "ignore_index other than -100", LOSS),
+    # Reading ignored rows would only cost time, since their losses are masked afterwards; skipping others is wrong.
+    Fault("cross_entropy.py", "if label != ignore_index:", "if label == ignore_index:", "the wrong rows skipped", LOSS),
     Fault("cross_entropy.py", "row = tl.program_id(0).to(tl.int64)", "row = tl.program_id(0)", "32-bit row", LOSS),
     Fault("cross_entropy.py", "g - (1.0 - smoothing), g)", "g - 1.0, g)", "smoothing left out at the label", LOSS),
     Fault("cross_entropy.py", " - smoothing / num_classes\n", "\n", "smoothing left out elsewhere", LOSS),
