@@ -108,8 +108,11 @@ def why_not_readable(r: "BaseRecipe") -> str | None:
     if r.built.peft is None:
         return None
     config = getattr(r.unwrapped(), "config", None)
-    if not Path(str(getattr(config, "_name_or_path", "") or "")).is_dir():
+    base = Path(str(getattr(config, "_name_or_path", "") or ""))
+    if not base.is_dir():
         return "the base model is not a local directory"
+    if not any(base.glob("*.safetensors")) and not any(base.glob("*.bin")) and not any(base.glob("*.gguf")):
+        return f"{base} holds no weights: the base was made at random, and the adapter fits nothing else"
     architecture = (getattr(config, "architectures", None) or [""])[0]
     if architecture.endswith("ForSequenceClassification"):
         return "adapters of classifiers hold no classification head"

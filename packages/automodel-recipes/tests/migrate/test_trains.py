@@ -1,8 +1,10 @@
 """A small file of each form is migrated and trains on the tiny models that ship with the package."""
 
 import json
+from importlib import resources
 
 import pytest
+import torch
 from PIL import Image
 
 from automodel_recipes.cli import main
@@ -15,8 +17,9 @@ FORMS = {
     "hierarchical": f"""
 model: {{name: {TINY}, config_overrides: {{attn_implementation: eager}}}}
 data: {{dataset_type: chat, path: HERE/chats.jsonl, max_length: 128, batch_size: 4, shuffle: false}}
-training: {{learning_rate: 1.0e-3, max_steps: 2, num_epochs: 1, weight_decay: 0.1, lr_scheduler: linear, warmup_steps: 1,
-  gradient_accumulation_steps: 2, max_grad_norm: 0.5, save_steps: 2, log_interval: 1, output_dir: HERE/out}}
+training: {{learning_rate: 1.0e-3, max_steps: 2, num_epochs: 1, weight_decay: 0.1, lr_scheduler: linear,
+  warmup_steps: 1, gradient_accumulation_steps: 2, max_grad_norm: 0.5, save_steps: 2, log_interval: 1,
+  output_dir: HERE/out}}
 lora: {{rank: 4, alpha: 8, target_modules: ["*.q_proj"]}}
 """,
     "trl": f"""
@@ -68,7 +71,7 @@ distributed: {{strategy: ddp, dp_size: none, tp_size: 1, cp_size: 1}}
 peft: {{_target_: nemo_automodel.components._peft.lora.PeftConfig, target_modules: ["*_proj"], dim: 4, alpha: 8}}
 loss_fn: {{_target_: nemo_automodel.components.loss.linear_ce.FusedLinearCrossEntropy}}
 dataset: {{_target_: nemo_automodel.components.datasets.llm.ChatDataset, path_or_dataset_id: HERE/chats.jsonl}}
-packed_sequence: {{packed_sequence_size: 256, packing_strategy: thd}}
+packed_sequence: {{packed_sequence_size: 64, packing_strategy: thd}}
 dataloader: {{_target_: torchdata.stateful_dataloader.StatefulDataLoader,
   collate_fn: {{_target_: nemo_automodel.components.datasets.utils.packed_sequence_thd_collater}}, shuffle: true}}
 optimizer: {{_target_: torch.optim.AdamW, lr: 1.0e-3, weight_decay: 0}}
@@ -79,8 +82,8 @@ ci: {{recipe_owner: someone}}
     "nemo, vision-language of the seed": """
 step_scheduler: {grad_acc_steps: 2, ckpt_every_steps: 100, num_epochs: 1, max_steps: 2}
 rng: {_target_: nemo_automodel.components.training.rng.StatefulRNG, seed: 1, ranked: true}
-model: {_target_: nemo_automodel.NeMoAutoModelForImageTextToText.from_config,
-  config: pkg://automodel_recipes/assets/tiny_llava, torch_dtype: float32}
+model: {_target_: nemo_automodel.NeMoAutoModelForImageTextToText.from_pretrained,
+  pretrained_model_name_or_path: HERE/llava, torch_dtype: float32}
 processor: {_target_: transformers.AutoProcessor.from_pretrained,
   pretrained_model_name_or_path: pkg://automodel_recipes/assets/tiny_llava}
 peft: {_target_: nemo_automodel.components._peft.lora.PeftConfig, match_all_linear: true,
@@ -96,10 +99,20 @@ checkpoint: {enabled: true, checkpoint_dir: HERE/out, model_save_format: safeten
 }
 
 
+def random_llava(path):
+    """The shipped configuration with weights of its own."""
+    from transformers import AutoConfig, LlavaForConditionalGeneration
+
+    torch.manual_seed(0)
+    config = AutoConfig.from_pretrained(resources.files("automodel_recipes") / "assets/tiny_llava")
+    LlavaForConditionalGeneration(config).save_pretrained(path)
+
+
 @pytest.fixture
 def here(tmp_path):
     """Rows in the shapes that the forms name."""
     turns = [{"role": "user", "content": "two mugs"}, {"role": "assistant", "content": "mug 2"}]
+    random_llava(tmp_path / "llava")
     Image.new("RGB", (32, 32), "red").save(tmp_path / "red.png")
     rows = {
         "chats": {"messages": turns},
@@ -107,7 +120,7 @@ def here(tmp_path):
         "pictures": {"image": str(tmp_path / "red.png"), "text": "red"},
     }
     for name, row in rows.items():
-        (tmp_path / f"{name}.jsonl").write_text((json.dumps(row) + "\n") * 16)
+        (tmp_path / f"{name}.jsonl").write_text((json.dumps(row) + "\n") * 64)
     return tmp_path
 
 
