@@ -24,7 +24,7 @@ from automodel_parallel.expert_parallel import apply_expert_parallel
 from automodel_parallel.init import DistInfo, ensure_process_group
 from automodel_parallel.mesh import Meshes, ParallelDims
 from automodel_parallel.pipeline import SCHEDULES, SEVERAL_STAGES, Pipeline
-from automodel_parallel.pipeline_split import StageRange, prune, stage_ranges
+from automodel_parallel.pipeline_split import StageRange, check_injected_features, prune, stage_ranges
 from automodel_parallel.report import ParallelReport
 from automodel_parallel.sequences import pad_sequences
 from automodel_parallel.sharding import apply_fsdp2, parse_mp_policy
@@ -149,6 +149,7 @@ class FSDP2Context(ParallelContext):
         self.shards_parameters = info.world_size > dims.dp_replicate
         self._sequence: ContextParallelState | None = None
         self._tensor_group: TensorParallelGroup | None = None
+        self._tied_stages = False
         if dims.cp > 1:
             group = meshes.axes["cp"].get_group()
             self._sequence = ContextParallelState(group, load_balanced=manager.cp_load_balanced)
@@ -188,8 +189,9 @@ class FSDP2Context(ParallelContext):
         layers = model.get_submodule(decoder_path(model)).layers
         split = list(manager.layers_per_stage) if manager.layers_per_stage is not None else None
         ranges = stage_ranges(len(layers), num_stages, split)
+        check_injected_features(model, ranges[0])
         mine = [where for where in ranges if where.index % self.dims.pp == rank]
-        prune(model, mine)
+        self._tied_stages = prune(model, mine)
         parts = ", ".join(f"{where.start}-{where.end - 1}" for where in ranges)
         report.add(f"pipeline: {num_stages} stages with layers {parts}, schedule {manager.pp_schedule}")
         return mine
@@ -203,6 +205,7 @@ class FSDP2Context(ParallelContext):
             group=self.meshes.axes["pp"].get_group(),
             device=self.device,
             schedule=self.manager.pp_schedule,
+            tied=self._tied_stages,
             dtype=param_dtype or next(model.parameters()).dtype,
         )
 

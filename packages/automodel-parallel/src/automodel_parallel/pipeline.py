@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
 from automodel_parallel.pipeline_split import Stage, StageRange
+from automodel_parallel.sequences import FILL
 from automodel_parallel.tp.plans import text_config
 
 Batch = dict[str, Any]
@@ -29,7 +30,6 @@ SCHEDULES = {
 }
 SEVERAL_STAGES = ("interleaved1f1b", "zero_bubble")
 """Schedules that give each rank several stages."""
-_FILL = {"input_ids": 0, "shift_labels": -100, "attention_mask": 0, "position_ids": 0, "token_type_ids": 0}
 _DROPPED = ("label_index", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx", "sample_ids")
 
 
@@ -59,9 +59,10 @@ class Pipeline:
         device: torch.device,
         schedule: str,
         dtype: torch.dtype,
+        tied: bool,
     ) -> None:
         self.model, self.group, self.device, self.dtype = model, group, device, dtype
-        self.schedule_name, self.num_stages = schedule, num_stages
+        self.schedule_name, self.num_stages, self.tied = schedule, num_stages, tied
         config = text_config(model)
         self.hidden_size, self.vocab_size = config.hidden_size, config.vocab_size
         self.stages = [_NumberedStage(Stage(model, where), self) for where in ranges]
@@ -177,8 +178,7 @@ class Pipeline:
         return {key: value for key, value in self._running.batches[number].items() if key != "shift_labels"}
 
     def _tied(self) -> nn.Parameter | None:
-        config = text_config(self.model)
-        if not getattr(config, "tie_word_embeddings", False) or self.group.size() == 1:
+        if not self.tied or self.group.size() == 1:
             return None
         if self.group.rank() not in (0, self.group.size() - 1):
             return None
@@ -254,8 +254,8 @@ def pad_to_one_shape(batches: Sequence[Batch]) -> list[Batch]:
 def _pad(batch: Batch, rows: int, length: int) -> Batch:
     own_rows, own_length = batch["input_ids"].shape
     padded = {key: value for key, value in batch.items() if key not in _DROPPED}
-    for key, fill in _FILL.items():
-        if key in batch:
+    for key, fill in FILL.items():
+        if key in padded:
             value = F.pad(batch[key], (0, length - own_length), value=fill)
             # A row without any visible token would have no attention at all.
             row_fill = 1 if key == "attention_mask" else fill

@@ -7,6 +7,7 @@ put in at the first own block, and what goes to the next is taken out behind the
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,8 +16,8 @@ from torch import Tensor, nn
 
 from automodel_parallel.tp.plans import decoder_path
 
-_FEEDS_LATER_STAGES = ("attention_mask", "position_ids")
-"""Model inputs that every stage needs; the others only make the first hidden states."""
+_FEEDS_LATER_STAGES = ("attention_mask", "position_ids", "token_type_ids")
+"""Model inputs that every stage needs, for masks and positions; the others only make the first hidden states."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,17 @@ def stage_ranges(num_layers: int, num_stages: int, layers_per_stage: list[int] |
     return [StageRange(i, start, start + n, num_layers) for i, (start, n) in enumerate(zip(starts, layers_per_stage))]
 
 
+def check_injected_features(model: nn.Module, first: StageRange) -> None:
+    """Raises: ValueError: image features that enter several layers (Qwen3-VL) would enter one of a later stage."""
+    vision = getattr(getattr(model, "config", None), "vision_config", None)
+    injected = len(getattr(vision, "deepstack_visual_indexes", None) or ())
+    if injected >= first.end:
+        raise ValueError(
+            f"image features enter the first {injected} decoder layers, and the first stage has {first.end}: it needs "
+            f"{injected + 1} or more. Set layers_per_stage, or fewer stages."
+        )
+
+
 class Stage(nn.Module):
     """One stage over a model that may hold several: ``forward`` runs its layers with the model's own forward."""
 
@@ -96,6 +108,7 @@ class Stage(nn.Module):
         inputs = dict(batch)
         if not self.where.is_first:
             inputs = {key: batch[key] for key in _FEEDS_LATER_STAGES if key in batch} | {"inputs_embeds": hidden}
+            inputs |= self._positions_of_images(batch)
             self._inject.hidden = hidden
         with self._only_own_layers():
             outputs = self.model(**inputs, use_cache=False)
@@ -103,6 +116,20 @@ class Stage(nn.Module):
             return outputs.logits
         hidden, self._capture.hidden = self._capture.hidden, None
         return hidden.contiguous()
+
+    def _positions_of_images(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Three-dimensional positions (Qwen-VL), which the model takes from ids and image sizes on the first stage."""
+        index = getattr(self._around_decoder(), "get_rope_index", None)
+        grids = {key: batch[key] for key in ("image_grid_thw", "video_grid_thw", "second_per_grid_ts") if key in batch}
+        if index is None or not grids or "position_ids" in batch:
+            return {}
+        taken = inspect.signature(index).parameters
+        given = {key: batch[key] for key in ("mm_token_type_ids", "attention_mask") if key in batch and key in taken}
+        return {"position_ids": index(batch["input_ids"], **grids, **given)[0]}
+
+    def _around_decoder(self) -> nn.Module:
+        path = decoder_path(self.model).rpartition(".")[0]
+        return self.model.get_submodule(path)
 
     @contextmanager
     def _only_own_layers(self) -> Iterator[None]:
@@ -124,8 +151,11 @@ class Stage(nn.Module):
                     head.forward = own_forward
 
 
-def prune(model: nn.Module, ranges: list[StageRange]) -> None:
-    """Take out, in place, the parts that none of this rank's stages runs. Names of what is left do not change."""
+def prune(model: nn.Module, ranges: list[StageRange]) -> bool:
+    """Take out, in place, the parts that none of this rank's stages runs. Names of what is left do not change.
+
+    Returns: whether the embedding and the head were one parameter, which the first and the last stage then both hold.
+    """
     path = decoder_path(model)
     decoder = model.get_submodule(path)
     first, last = any(r.is_first for r in ranges), any(r.is_last for r in ranges)
@@ -142,6 +172,7 @@ def prune(model: nn.Module, ranges: list[StageRange]) -> None:
             if name not in ("embed_tokens", "layers") and any(True for _ in child.parameters()):
                 setattr(decoder, name, nn.Identity())
         model.set_output_embeddings(nn.Identity())
+    return tied
 
 
 def _drop_beside(model: nn.Module, path: str) -> None:
