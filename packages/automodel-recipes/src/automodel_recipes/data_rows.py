@@ -39,6 +39,10 @@ def open_rows(config: ConfigNode, section: str = "dataset", *, num_rows: int = 1
     recipe: Any = recipe_class(config.get("recipe", DEFAULT_RECIPE), config.policy)(config, TrainOptions(quiet=True))
     recipe.build_tokenizer()
     dataset = build(node, tokenizer=recipe.tokenizer, processor=recipe.processor)
+    if recipe.processor is not None:
+        from automodel_data.vlm.mixing import as_media_rows
+
+        dataset = as_media_rows(dataset)
     rows = dataset if hasattr(dataset, "__len__") else FirstRows(dataset, num_rows)
     _check(rows, section, kind=type(dataset).__name__)
     return rows, recipe.tokenizer

@@ -12,14 +12,18 @@ import yaml
 
 
 @pytest.mark.parametrize(
-    "family",
+    ("family", "strategy"),
     [
-        pytest.param("qwen2_5_vl", marks=pytest.mark.more),
-        pytest.param("llava", marks=pytest.mark.more),
-        pytest.param("gemma3", marks=pytest.mark.long),
+        pytest.param("qwen2_5_vl", "ddp", marks=pytest.mark.more),
+        pytest.param("qwen2_5_vl", "fsdp2", marks=pytest.mark.more),
+        pytest.param("llava", "ddp", marks=pytest.mark.more),
+        pytest.param("phi4_mm", "fsdp2", marks=pytest.mark.long),
+        pytest.param("gemma3", "ddp", marks=pytest.mark.long),
     ],
 )
-def test_two_processes_are_one_with_images_and_text_mixed(family: str, families: Any, tmp_path: Path) -> None:
+def test_two_processes_are_one_with_images_and_text_mixed(
+    family: str, strategy: str, families: Any, tmp_path: Path
+) -> None:
     processor, model = families(family)
     model.save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
@@ -38,6 +42,8 @@ def test_two_processes_are_one_with_images_and_text_mixed(family: str, families:
             "dataset": {"_target_": "mock_vlm", "num_samples": 10, "image_size": 32, "text_only_every": 2},
             "dataloader": {"shuffle": False},
             "step_scheduler": {"global_batch_size": 4, "local_batch_size": 1, "num_epochs": 2, "max_steps": 5},
+            "distributed": {"strategy": strategy if count > 1 else "none"},
+            "freeze_config": {"freeze_audio_tower": True} if family == "phi4_mm" else {},
             "optimizer": {"_target_": "torch.optim.SGD", "lr": 0.1},
             "checkpoint": {"enabled": False, "checkpoint_dir": str(out)},
         }

@@ -9,6 +9,9 @@ import torch
 import yaml
 
 from automodel_core.config import load_config
+from automodel_data.vlm.mixing import as_media_rows
+from automodel_data.vlm.rows import VLMDataset
+from automodel_recipes.build.call import build
 from automodel_recipes.options import TrainOptions
 from automodel_recipes.vlm.finetune import VLMFinetuneRecipe
 from automodel_recipes.vlm.kd import VLMKnowledgeDistillationRecipe
@@ -163,6 +166,34 @@ def test_adapter_merged_and_checkpoint_are_the_trained_model(train: Any, tmp_pat
             model, processor = load_vlm(find_place(place))
             assert torch.allclose(model(**inputs).logits, expected, atol=1e-5), place
             assert processor.image_processor.merge_size == 2
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_mixture_of_pictures_and_of_text_as_the_text_recipe_reads_it(
+    packed: bool, train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AUTOMODEL_DATA_CACHE", str(tmp_path / "cache"))
+    talk = {"messages": [{"role": "user", "content": "say hi"}, {"role": "assistant", "content": "hi there"}]}
+    (tmp_path / "talk.jsonl").write_text((json.dumps(talk) + "\n") * 4)
+    sources = {
+        "pictures": {"_target_": "mock_vlm", "num_samples": 8, "image_size": 32},
+        "talk": {"_target_": "chat", "path_or_dataset_id": str(tmp_path / "talk.jsonl")},
+    }
+    dataset = {"_target_": "mixture", "datasets": sources, "weights": {"pictures": 2, "talk": 1}}
+    packing = {"packed_sequence": {"packed_sequence_size": 64}} if packed else {}
+    recipe = train("mixed", dataset=dataset, max_steps=2, **packing)
+    assert all(0 < loss < 10 for loss in losses(recipe))
+    rows = as_media_rows(build(recipe.config.dataset, processor=recipe.processor, tokenizer=recipe.tokenizer))
+    texts = [rows[i] for i in range(12) if not rows[i]["features"]]
+    assert len(texts) == 4
+    alone = build(recipe.config.dataset.datasets.pictures, processor=recipe.processor)
+    assert {tuple(row["input_ids"]) for row in texts} == {tuple(recipe_text_row(talk, recipe.processor)["input_ids"])}
+    assert rows.report.num_label_tokens == sum(sum(x != -100 for x in rows[i]["labels"][1:]) for i in range(12))
+    assert rows.describe_media(next(i for i in range(12) if rows[i]["features"])) == alone.describe_media(0)
+
+
+def recipe_text_row(row: dict[str, Any], processor: Any) -> dict[str, Any]:
+    return VLMDataset([row], processor)[0]
 
 
 def test_generated_answers_keep_their_pictures(train: Any) -> None:

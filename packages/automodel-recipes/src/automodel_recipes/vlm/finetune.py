@@ -10,6 +10,7 @@ import numpy as np
 from automodel_core.config import ConfigNode
 from automodel_data.collate.families.parts import load_processor
 from automodel_data.collate.vlm import COLLATE_FNS, default_collate_fn
+from automodel_data.vlm.mixing import as_media_rows
 from automodel_data.vlm.packing import pack_vlm_rows, refuse_leaking_vlm_packs
 from automodel_recipes.build.call import accepted, build, plain
 from automodel_recipes.build.data import build_eval_loader, build_train_loader
@@ -106,7 +107,7 @@ class VLMFinetuneRecipe(LLMFinetuneRecipe):
                 yield key.removeprefix("validation_dataset").removeprefix("_") or "val", self.config.get(key)
 
     def _rows(self, section: ConfigNode) -> Any:
-        rows = build(section, processor=self.processor, tokenizer=self.tokenizer)
+        rows = as_media_rows(build(section, processor=self.processor, tokenizer=self.tokenizer))
         if not hasattr(rows, "adapter"):
             raise RecipeError(
                 f"{type(rows).__name__} gives no vision-language rows. Use a dataset that takes a processor, such as "
