@@ -47,7 +47,14 @@ def test_a_traceback_leaks_no_secret(cli, secret_config, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "command", [["config", "show"], ["config", "show", "--provenance"], ["config", "show", "--json"], ["validate"]]
+    "command",
+    [
+        ["config", "show"],
+        ["config", "show", "--provenance"],
+        ["config", "show", "--json"],
+        ["validate"],
+        ["launch", "slurm", "--dry-run"],
+    ],
 )
 def test_looking_at_a_configuration_leaks_no_secret(secret_config, write_yaml, command):
     path = write_yaml(secret_config)

@@ -1,5 +1,6 @@
 """``recipes ls|cp|show``, ``config show|explain|schema``, ``doctor``."""
 
+import functools
 import json
 
 import jsonschema
@@ -12,6 +13,7 @@ from automodel_recipes.shipped import ROOT, shipped_recipes
 from automodel_recipes.validation.json_schema import recipe_schema
 from automodel_recipes.validation.keys import to_plain
 
+schema_of = functools.cache(recipe_schema)
 SHIPPED = sorted(ROOT.rglob("*.yaml"))
 
 
@@ -87,20 +89,21 @@ def test_every_section_can_be_explained(recipe, capsys):
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_the_schema_is_a_schema(recipe):
-    jsonschema.Draft202012Validator.check_schema(recipe_schema(recipe))
+    jsonschema.Draft202012Validator.check_schema(schema_of(recipe))
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_every_shipped_yaml_fits_the_schema(path):
     node = load_config(path)
     values = to_plain(node.tree)
-    jsonschema.validate(values, recipe_schema(node.get("recipe", "LLMFinetuneRecipe")), jsonschema.Draft202012Validator)
+    jsonschema.validate(values, schema_of(node.get("recipe", "LLMFinetuneRecipe")), jsonschema.Draft202012Validator)
 
 
 @pytest.mark.parametrize(
     ("section", "value"),
     [
         ("seed", "x"),
+        ("includes", 1),
         ("unknown", 1),
         ("clip_grad_norm", {"max_nrom": 1}),
         ("loss_fn", {"chunk": 1}),
@@ -110,7 +113,7 @@ def test_every_shipped_yaml_fits_the_schema(path):
 )
 def test_the_schema_refuses_mistakes(section, value):
     good = {"model": {"_target_": "x.y"}, "dataset": {"_target_": "x.y"}}
-    schema = recipe_schema("LLMFinetuneRecipe")
+    schema = schema_of("LLMFinetuneRecipe")
     jsonschema.validate(good, schema, jsonschema.Draft202012Validator)
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(good | {section: value}, schema, jsonschema.Draft202012Validator)

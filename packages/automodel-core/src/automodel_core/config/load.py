@@ -2,9 +2,11 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from automodel_core.config.errors import ConfigError, Problem
+from automodel_core.config.includes import with_includes
 from automodel_core.config.loader import parse_tree, read_text
 from automodel_core.config.node import ConfigNode
 from automodel_core.config.overrides import apply_overrides, parse_overrides
@@ -34,19 +36,26 @@ def load_config(
 
     Raises: ConfigError: with every problem of the file's form: missing or unreadable, not UTF-8, not YAML, larger than
         1 MiB, duplicate keys, unset variables, anchors that contain themselves, overrides that fit nowhere,
-        code of a model repository that nobody allowed.
+        code of a model repository that nobody allowed, files to include that are not there.
     """
-    name = os.fspath(path)
-    tree, problems = parse_tree(read_text(path), file=name, environment=environment)
-    if not isinstance(tree, Table):
-        message = "a configuration is a mapping of sections such as model: and dataset:, not a list or a single value"
-        raise ConfigError([Problem(tree.source, "", message)])
+    tree, problems = _read_file(os.fspath(path), (), environment)
     policy = Policy(tuple(allow_targets), trust_remote_code)
     problems += apply_overrides(tree, parse_overrides(overrides), environment)
     problems += remote_code_problems(tree, policy)
     if problems:
         raise ConfigError(problems)
     return ConfigNode(tree, policy=policy)
+
+
+def _read_file(name: str, above: tuple[str, ...], environment: Mapping[str, str] | None) -> tuple[Table, list[Problem]]:
+    """A file's table with its includes put in."""
+    tree, problems = parse_tree(read_text(name), file=name, environment=environment)
+    if not isinstance(tree, Table):
+        message = "a configuration is a mapping of sections such as model: and dataset:, not a list or a single value"
+        raise ConfigError([Problem(tree.source, "", message)])
+    own = (*above, str(Path(name).resolve()))
+    whole, found = with_includes(tree, file=name, above=own, read=lambda path, by: _read_file(path, by, environment))
+    return whole, problems + found
 
 
 def config_from_dict(values: Mapping[str, Any], *, allow_targets: Sequence[str] = ()) -> ConfigNode:

@@ -15,6 +15,20 @@ def launch() -> None:
     """
 
 
+def _refuse_secrets(overrides: tuple[str, ...]) -> None:
+    """A job script keeps the words of its command, so a secret must not be among them."""
+    from automodel_core.config.overrides import parse_overrides
+    from automodel_core.config.secret import is_secret_key
+
+    for override in parse_overrides(overrides):
+        key = override.path.rpartition(".")[2]
+        if is_secret_key(key) and override.value and not override.value.startswith("${"):
+            raise click.UsageError(
+                f"{override.path}: its value would stand in the script. Put it into an environment variable, "
+                f"write '{override.path}=${{NAME}}', and name the variable in slurm.pass_environment."
+            )
+
+
 @launch.command(context_settings=OVERRIDES_AS_ARGUMENTS)
 @config_arguments
 @click.option("--dry-run", is_flag=True, help="Print the script; submit nothing.")
@@ -34,6 +48,7 @@ def slurm(config: str, overrides: tuple[str, ...], *, dry_run: bool, **allowed: 
         job = SlurmConfig(**keys)
     except (TypeError, ValueError) as error:
         raise node.error("slurm", str(error)) from None
+    _refuse_secrets(overrides)
     words = [word for word in overrides if not word.lstrip("-").startswith("slurm.")]
     script = render_script(job, ["train", str(Path(config).resolve()), *words, "--resume", "auto"])
     if dry_run:

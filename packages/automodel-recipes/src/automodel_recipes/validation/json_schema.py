@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from automodel_core.config.includes import KEY as INCLUDES
 from automodel_core.config.instantiate import TARGET
 from automodel_core.config.kinds import KINDS
 from automodel_core.config.targets import components
@@ -18,6 +19,10 @@ _DEFINITIONS = {
     "reference": {"type": "string", "pattern": r"\$\{"},
     "target": {"type": "object", "required": [TARGET], "properties": {TARGET: {"type": "string"}}},
 }
+_INCLUDES = {
+    "description": "Files that this one begins with; what stands here goes over what stands there.",
+    "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
+}
 _REFERENCE = {"$ref": "#/$defs/reference"}
 _TARGET_SCHEMA = {"$ref": "#/$defs/target"}
 _DRAFT = "https://json-schema.org/draft/2020-12/schema"
@@ -26,7 +31,8 @@ _DRAFT = "https://json-schema.org/draft/2020-12/schema"
 def recipe_schema(recipe: str) -> dict[str, Any]:
     """The schema of one recipe's YAML."""
     sections = RECIPES[recipe]
-    properties = {name: _section_schema(name, section) for name, section in sections.items()}
+    properties = {INCLUDES: _INCLUDES}
+    properties |= {name: _section_schema(name, section) for name, section in sections.items()}
     return {
         "$schema": _DRAFT,
         "title": recipe,
