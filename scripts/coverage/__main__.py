@@ -1,7 +1,7 @@
 """Which model families of transformers work: build each at a tiny size, train it, shard it, save it, read it back.
 
     python scripts/coverage            # all families; writes docs/coverage.json and docs/coverage.md
-    python scripts/coverage llama phi3 # some, printed and not written
+    python scripts/coverage llama phi3 # some, printed and not written; with --write their rows are replaced
 
 docs/coverage.md says what the checks are.
 """
@@ -37,10 +37,22 @@ def check_family(kind, is_vlm):
     return row
 
 
+def write(rows):
+    """Both files; rows of families that were not tried now stay."""
+    file = ROOT / "docs/coverage.json"
+    fresh = {row["family"]: row for row in rows}
+    if set(fresh) < {*CAUSAL, *IMAGE_TEXT}:
+        rows = [fresh.get(row["family"], row) for row in json.loads(file.read_text())]
+    file.write_text(json.dumps(rows, indent=1) + "\n")
+    (ROOT / "docs/coverage.md").write_text(markdown(rows))
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("families", nargs="*")
-    wanted = parser.parse_args().families
+    parser.add_argument("--write", action="store_true", help="replace the rows of these families")
+    options = parser.parse_args()
+    wanted = options.families
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     resource.setrlimit(resource.RLIMIT_DATA, (6 << 30, 6 << 30))  # a family that does not get small must not take all
@@ -50,9 +62,8 @@ def main():
             continue
         rows.append(check_family(kind, is_vlm))
         print(json.dumps(rows[-1]), flush=True)
-    if not wanted:
-        (ROOT / "docs/coverage.json").write_text(json.dumps(rows, indent=1) + "\n")
-        (ROOT / "docs/coverage.md").write_text(markdown(rows))
+    if options.write or not wanted:
+        write(rows)
     return int(bool(wanted) and any(failures(row) for row in rows))
 
 

@@ -10,6 +10,8 @@ from automodel_core.loss.linear_ce import HeadTransform
 # model_type -> how the config's `logits_scaling` acts on logits where it does not divide them.
 _MULTIPLIES_BY_LOGITS_SCALING = {"hyperclovax"}
 _SCALES_HIDDEN_STATES = {"minicpm3"}
+# Composed models whose own forward leaves out the `logit_scale` of the language model that they hold.
+_LEAVES_OUT_LOGIT_SCALE = {"aya_vision", "cohere2_vision"}
 
 # Far apart and large, so that a cap or a scale that the table does not know shows in the result.
 _PROBE = (50.0, -20.0)
@@ -19,10 +21,13 @@ def head_transform(config: Any) -> HeadTransform:
     """What transformers' model of this config does to its logits after the head, read from the config."""
     text = config.get_text_config()
     scale = getattr(text, "logit_scale", None) or getattr(text, "lm_head_multiplier", None) or 1.0
+    if config.model_type in _LEAVES_OUT_LOGIT_SCALE:
+        scale = 1.0
     scaling = getattr(text, "logits_scaling", None)
     if scaling and text.model_type not in _SCALES_HIDDEN_STATES:
         scale = scaling if text.model_type in _MULTIPLIES_BY_LOGITS_SCALING else 1.0 / scaling
-    return HeadTransform(float(scale), float(getattr(text, "final_logit_softcapping", None) or 0.0))
+    cap = getattr(text, "final_logit_softcapping", None) or getattr(text, "logits_soft_cap", None)
+    return HeadTransform(float(scale), float(cap or 0.0))
 
 
 def head_parameters(head: nn.Module) -> tuple[torch.Tensor, torch.Tensor | None]:
