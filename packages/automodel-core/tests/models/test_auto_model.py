@@ -156,6 +156,10 @@ def test_a_tokenizer_needs_a_row_for_every_id(llama):
     check_tokenizer(llama, Tokenizer(50))
     with pytest.raises(ValueError, match="ids up to 97 for an embedding of 97 rows"):
         check_tokenizer(llama, Tokenizer(98))
+    padded = build("llama", vocab_size=2000)
+    check_tokenizer(padded, Tokenizer(2000 - 1024))
+    with pytest.raises(ValueError, match="1025 rows would never be used, which is no padding"):
+        check_tokenizer(padded, Tokenizer(2000 - 1025))
     old = llama.get_input_embeddings().weight.detach().clone()
     resize_vocabulary(llama, Tokenizer(99), multiple=8)
     assert llama.get_input_embeddings().weight.shape[0] == llama.get_output_embeddings().weight.shape[0] == 104

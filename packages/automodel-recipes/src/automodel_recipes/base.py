@@ -14,7 +14,7 @@ from automodel_core.training import StatefulRNG, StepScheduler
 from automodel_parallel import assemble, shutdown
 from automodel_recipes.batches import Batch
 from automodel_recipes.build.data import global_batch_size
-from automodel_recipes.build.model import ModelBuild, build_model
+from automodel_recipes.build.model import ModelBuild, build_model, refuse_other_tokenizer
 from automodel_recipes.build.optim import build_loss, build_lr_schedule, build_recipe_optimizer
 from automodel_recipes.build.parallel import build_dist_info, build_parallel, usable_layout
 from automodel_recipes.build.training import build_ema, build_loss_scaler, build_neftune, build_watchdog
@@ -125,6 +125,7 @@ class BaseRecipe:
             sharded=self.parallel.shards_parameters,
             num_stages=self.parallel.dims.pp,
         )
+        refuse_other_tokenizer(self.built.model, self.tokenizer)
         with usable_layout():
             self._check_layout()
             done = assemble(self.built.model, self.parallel, load=self.built.load, initialize=self.built.initialize)

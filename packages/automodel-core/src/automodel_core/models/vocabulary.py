@@ -4,16 +4,25 @@ from typing import Any
 
 from torch import nn
 
+_PADDING_ROWS = 1024
+_PADDING_SHARE = 0.05
+
 
 def check_tokenizer(model: Any, tokenizer: Any) -> None:
-    """Refuse a tokenizer that can produce ids which the model cannot embed.
+    """Refuse a tokenizer that can produce ids which the model cannot embed, or that is plainly another model's.
 
-    An embedding larger than the tokenizer is usual padding and passes.
+    An embedding that is padded beyond the tokenizer passes: published models leave up to 2 % of their rows unused.
 
     Raises: ValueError: it names both sizes.
     """
     rows = model.get_input_embeddings().weight.shape[0]
     largest = max(tokenizer.get_vocab().values())
+    unused = rows - largest - 1
+    if unused > max(_PADDING_ROWS, _PADDING_SHARE * rows):
+        raise ValueError(
+            f"a tokenizer with ids up to {largest} for an embedding of {rows} rows: {unused} rows would never be "
+            "used, which is no padding but another model's tokenizer. Use the model's own."
+        )
     if largest >= rows:
         raise ValueError(
             f"a tokenizer with ids up to {largest} for an embedding of {rows} rows: every id needs a row. Use "

@@ -5,6 +5,7 @@ from typing import Any
 
 _HOMES = {
     "AdapterBank": "bank",
+    "AdapterConfig": "saved",
     "LoRALayer": "lora",
     "LoraReport": "apply",
     "ModuleMatcher": "matching",

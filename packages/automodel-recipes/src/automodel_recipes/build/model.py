@@ -11,6 +11,7 @@ from automodel_recipes.build.call import build, plain
 from automodel_recipes.build.fp8 import apply_fp8_section
 from automodel_recipes.build.quantization import quantized_loading
 from automodel_recipes.build.training import apply_mixed_precision
+from automodel_recipes.errors import UnusableInputError
 
 
 @dataclass
@@ -116,15 +117,41 @@ def _apply_lora(built: ModelBuild, config: ConfigNode, seed: int) -> None:
     section = config.get("peft")
     if section is None:
         return
-    from automodel_core.peft import apply_lora, init_lora
+    from automodel_core.peft import AdapterConfig, apply_lora, init_lora, load_adapter_state_dict
 
-    built.peft = section.instantiate()
+    built.peft, tensors = section.instantiate(), None
+    if isinstance(built.peft, AdapterConfig):
+        from automodel_ckpt import load_adapter
+
+        tensors, saved = load_adapter(built.peft.path)
+        built.peft = built.peft.peft_config(saved, built.model)
     # What use_triton asks for is done with the other kernels: a model is patched once.
     built.reports.append(apply_lora(built.model, built.peft, triton_rule=lambda model: None))
+
+    def initialize(model: Any) -> None:
+        init_lora(model, seed)
+        if tensors is not None:
+            load_adapter_state_dict(model, tensors)
+
     if built.load is None:
-        init_lora(built.model, seed)
+        initialize(built.model)
     else:
-        built.initialize = lambda model: init_lora(model, seed)
+        built.initialize = initialize
+
+
+def refuse_other_tokenizer(model: Any, tokenizer: Any) -> None:
+    """Look at the sizes of embedding and tokenizer before a row is tokenised.
+
+    Raises: UnusableInputError: some id has no row, or so many rows have no id that it is another model's tokenizer.
+    """
+    from automodel_core.models import check_tokenizer
+
+    if not hasattr(tokenizer, "get_vocab"):  # one of the user's own kind, or none while a run is only planned
+        return
+    try:
+        check_tokenizer(model, tokenizer)
+    except ValueError as error:
+        raise UnusableInputError(f"tokenizer: {error}") from error
 
 
 def _prepare_vision(built: ModelBuild) -> None:
