@@ -127,6 +127,6 @@ def test_data_blocks_parse(page):
 
 
 def check_sections(config):
-    """Top-level keys are sections of some recipe."""
-    for key in config:
+    """Top-level keys are sections of some recipe, but for what the loader itself reads."""
+    for key in set(config) - {"includes"}:
         assert any(find_section(recipe, key) is not None for recipe in RECIPES), f"no recipe has a section {key!r}"
