@@ -239,6 +239,7 @@ _LLM: dict[str, Section] = {
             ),
         },
     ),
+    "kubernetes": Section("The job of `launch k8s`.", takes=("automodel_recipes.launch.kubernetes:KubernetesConfig",)),
     "slurm": Section(
         "The job of `launch slurm`.",
         takes=("automodel_recipes.launch.slurm:SlurmConfig",),

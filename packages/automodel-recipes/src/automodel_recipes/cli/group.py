@@ -24,6 +24,7 @@ VERBS = {
     "eval": Verb("automodel_recipes.cli.eval:evaluate", "Run", "Loss, accuracy and exact match of what a run made."),
     "generate": Verb("automodel_recipes.cli.generate:generate", "Run", "Answer one prompt with what a run made."),
     "chat": Verb("automodel_recipes.cli.generate:chat", "Run", "Talk to a run, adapter, model or hub id."),
+    "bench": Verb("automodel_recipes.cli.bench:bench", "Run", "Time training steps: tokens/s, MFU, memory."),
     "validate": Verb(
         "automodel_recipes.cli.validate:validate", "Prepare", "All problems of a YAML, each with its place."
     ),

@@ -2,11 +2,15 @@
 
 import json
 import os
+from typing import TYPE_CHECKING
 
 import click
 
 from automodel_recipes.cli.arguments import OVERRIDES_AS_ARGUMENTS, config_arguments, output_options, read_config
 from automodel_recipes.options import TrainOptions
+
+if TYPE_CHECKING:
+    from automodel_core.config import ConfigNode
 
 
 @click.command(context_settings=OVERRIDES_AS_ARGUMENTS, options_metavar="[OPTIONS]")
@@ -40,6 +44,8 @@ def train(
     from automodel_recipes.launch.local import launch, under_launcher
     from automodel_recipes.validation import check
 
+    if node.get("slurm") is not None and not under_launcher() and "SLURM_JOB_ID" not in os.environ and not dry_run:
+        return _submit(node, config, overrides, context=context, max_steps=max_steps, nproc_per_node=nproc_per_node)
     launches = nproc_per_node > 1 and not under_launcher()
     check(node, deep=not launches, nproc_per_node=nproc_per_node)
     if launches:
@@ -60,4 +66,30 @@ def train(
     code = run(node, options)
     if as_json and os.environ.get("RANK", "0") == "0":
         click.echo(json.dumps({"ok": code == 0, "exit_code": code}))
+    return code
+
+
+def _submit(
+    node: "ConfigNode",
+    config: str,
+    overrides: tuple[str, ...],
+    *,
+    context: click.Context,
+    max_steps: int | None,
+    nproc_per_node: int,
+) -> int:
+    """A `slurm:` section sends the run to the cluster; `~slurm` on the command line takes it out."""
+    from automodel_recipes.cli.launch import submit_to_slurm
+    from automodel_recipes.validation import check
+
+    if nproc_per_node > 1:
+        raise click.UsageError(
+            "--nproc-per-node with a slurm section: the job has slurm.ntasks_per_node processes a node. Set that, or "
+            "train on this machine: add the override ~slurm",
+            context,
+        )
+    check(node)
+    options = [] if max_steps is None else ["--max-steps", str(max_steps)]
+    code = submit_to_slurm(node, config, overrides, options=options)
+    click.echo("the slurm section sent it there; to train on this machine add: ~slurm")
     return code

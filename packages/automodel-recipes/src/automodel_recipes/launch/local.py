@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from automodel_recipes.interrupt import STOP_SIGNALS
@@ -27,7 +28,18 @@ def under_launcher() -> bool:
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
-def launch(argv: Sequence[str], nproc_per_node: int) -> int:
+@dataclass(frozen=True)
+class Machine:
+    """This machine among those of a run that no scheduler started; they meet at number 0."""
+
+    rank: int = 0
+    count: int = 1
+    master_addr: str = "127.0.0.1"
+    master_port: int = 0
+    """0 lets the system choose, which is possible on one machine."""
+
+
+def launch(argv: Sequence[str], nproc_per_node: int, *, machine: Machine | None = None) -> int:
     """Run ``python -m automodel_recipes ARGV`` in ``nproc_per_node`` processes and wait for them.
 
     Arguments are passed as a list, never through a shell, so that paths may hold spaces. SIGINT, SIGTERM and SIGUSR1
@@ -35,35 +47,48 @@ def launch(argv: Sequence[str], nproc_per_node: int) -> int:
 
     Args:
         argv: arguments of the command, e.g. ``["train", "my config.yaml"]``.
-        nproc_per_node: processes to start.
+        nproc_per_node: processes to start here.
+        machine: which of several machines this is; each of them calls this.
 
     Returns: 0, or the exit code of the first process that failed (128 + the signal's number for one that was killed).
     """
-    with _meeting_point() as environment:
+    machine = machine or Machine()
+    with _meeting_point(machine) as environment:
         children: list[subprocess.Popen] = []
         with _hand_on_signals(children):
             for rank in range(nproc_per_node):
-                children.append(_start(argv, rank, nproc_per_node, environment))
+                children.append(_start(argv, rank, nproc_per_node, machine, environment))
             return _wait(children)
 
 
 @contextlib.contextmanager
-def _meeting_point() -> Iterator[dict[str, str]]:
-    """Serve the store that the ranks meet at; the system chooses the port, so that no other process can take it."""
+def _meeting_point(machine: Machine) -> Iterator[dict[str, str]]:
+    """Serve the store that the ranks meet at; on one machine the system chooses a port that nobody else can take."""
     import torch.distributed as dist
 
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store, port = None, machine.master_port
+    if machine.rank == 0:
+        store = dist.TCPStore(machine.master_addr, port, is_master=True, wait_for_workers=False)
+        port = store.port
     yield {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(store.port),
+        "MASTER_ADDR": machine.master_addr,
+        "MASTER_PORT": str(port),
         "TORCHELASTIC_USE_AGENT_STORE": "True",
         _PARENT: str(os.getpid()),
     }
     del store  # it has to live until every rank has ended
 
 
-def _start(argv: Sequence[str], rank: int, size: int, environment: dict[str, str]) -> subprocess.Popen:
-    ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
+def _start(
+    argv: Sequence[str], rank: int, size: int, machine: Machine, environment: dict[str, str]
+) -> subprocess.Popen:
+    ranks = {
+        "RANK": machine.rank * size + rank,
+        "LOCAL_RANK": rank,
+        "WORLD_SIZE": machine.count * size,
+        "LOCAL_WORLD_SIZE": size,
+        "GROUP_RANK": machine.rank,
+    }
     threads = str(max(1, (os.cpu_count() or 1) // size))
     return subprocess.Popen(
         [sys.executable, "-m", "automodel_recipes", *argv],

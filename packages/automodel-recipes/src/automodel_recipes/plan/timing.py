@@ -1,10 +1,9 @@
 """How long a step will take, by the speed that `bench` measured."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from automodel_recipes.bench_compare import read_rows
 from automodel_recipes.errors import UnusableInputError
 from automodel_recipes.gpus import Gpu
 from automodel_recipes.plan.make import Plan
@@ -26,7 +25,11 @@ def step_time(plan: Plan, path: Path, *, gpu: Gpu | None) -> StepTime | None:
     """
     if plan.estimate is None:
         return None
-    rows = [row for row in _read(path) if gpu is None or row.get("gpu") == gpu.name]
+    rows = [
+        row
+        for row in read_rows(path)
+        if row.get("flops_per_s_per_device") and (gpu is None or row.get("gpu") == gpu.name)
+    ]
     if not rows:
         wanted = f" for {gpu.name}" if gpu is not None else ""
         raise UnusableInputError(f"{path} holds no bench row{wanted}. Measure one: automodel-recipes bench CONFIG.")
@@ -41,17 +44,3 @@ def step_time(plan: Plan, path: Path, *, gpu: Gpu | None) -> StepTime | None:
         tokens / seconds,
         f"at {speed / 1e12:.3g} TFLOP/s a device, as {row.get('name')} measured on {row.get('device_name')}",
     )
-
-
-def _read(path: Path) -> list[dict[str, Any]]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UnusableInputError(
-            f"--bench {path}: {error.strerror}. Give a file that `bench --output` wrote."
-        ) from None
-    try:
-        rows = [json.loads(line) for line in text.splitlines() if line.strip()]
-    except json.JSONDecodeError as error:
-        raise UnusableInputError(f"--bench {path} is not the JSON lines of `bench --output`: {error}.") from None
-    return [row for row in rows if isinstance(row, dict) and row.get("flops_per_s_per_device")]
