@@ -71,8 +71,8 @@ def _time_steps(r: Any, options: BenchOptions) -> dict[str, Any]:
     windows = _windows(r, options.warmup + options.steps)
     first_s = 0.0
     for index in range(options.warmup):
-        seconds, _ = _timed(r, next(windows))
-        first_s = seconds if index == 0 else first_s
+        warm_s, _ = _timed(r, next(windows))
+        first_s = warm_s if index == 0 else first_s
     if r.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(r.device)
     timed = [_timed(r, next(windows)) for _ in range(options.steps)]
@@ -208,12 +208,17 @@ class _Ids:
 
     pad_token_id = 0
     eos_token_id = 1
+    eos_token: str | None = None
 
     def __init__(self, vocab_size: int) -> None:
         self.vocab_size = vocab_size
 
     def __len__(self) -> int:
         return self.vocab_size
+
+    def decode(self, ids: Any, **_: Any) -> str:
+        """The numbers themselves."""
+        return " ".join(map(str, ids))
 
 
 def _directory() -> Path:

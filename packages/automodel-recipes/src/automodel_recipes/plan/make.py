@@ -55,7 +55,7 @@ def make_plan(
     with imagined_rank(world_size) as info:
         try:
             parallel = build_parallel(config, info)
-        except ValueError as error:
+        except (ValueError, UnusableInputError) as error:
             plan.problems.append(str(error))
             return plan
         plan.layout, plan.dp_size = parallel.dims.describe(), parallel.dp_size
@@ -124,9 +124,9 @@ def _estimate(plan: Plan, config: ConfigNode, parallel: Any, gpu: Gpu | None) ->
             accumulates=plan.accumulation > 1,
             like_gpu=gpu is not None or config.get("device", "auto") != "cpu",
         )
-    except UnusableInputError:
-        raise
     except (ValueError, RuntimeError) as error:
+        if isinstance(error, UnusableInputError) and not str(error).startswith("distributed:"):
+            raise  # a model whose dimensions are not known: there is nothing to plan
         plan.problems.append(" ".join(str(error).split()) or type(error).__name__)
 
 
