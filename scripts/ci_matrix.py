@@ -4,7 +4,9 @@
     python scripts/ci_matrix.py --all [--json]   # every lane; JSON for the `matrix:` of a workflow
 
 A leaf that changes is tested alone and through recipes, which composes it; so are the tests between packages. A change
-outside the packages, such as the lint settings, is a change of everything. Standard library only.
+outside the packages, such as the lint settings, is a change of everything. The unit lanes take the newest releases of
+every dependency but torch, the floor lanes the oldest, the wheel lanes what is built, the skew lane wheels of different
+ages. Standard library only.
 """
 
 import argparse
@@ -47,8 +49,8 @@ def lanes(packages: set[str]) -> list[dict[str, str]]:
         rows.append(row(f"floor-{package}", f"hatch run python scripts/check_floors.py {package}"))
     if packages:
         between = 'hatch run python -m pytest -n 2 -m "not more and not long and not gpu" tests'
-        rows.append(row("workspace", between))
-        rows.append(row("more", "hatch run more"))
+        rows += [row(name, f"{between}/{name}") for name in ("contracts", "invariants", "functional")]
+        rows += [row("more", "hatch run more"), row("skew", "hatch run skew")]
     if "kernels" in packages:
         rows += [row("kernels-interp", "hatch run kernels-interp"), row("kernels-aot", "hatch run kernels-aot")]
     if packages & {"core", "parallel", "kernels"}:

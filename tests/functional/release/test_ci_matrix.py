@@ -41,7 +41,16 @@ def test_affected_packages(matrix, paths, packages):
 
 def test_a_leaf_is_tested_alone_and_through_recipes(matrix):
     names = [row["name"] for row in matrix.lanes({"data", "recipes"})]
-    assert {"unit-data", "wheel-data", "floor-data", "unit-recipes", "wheel-recipes", "workspace"} <= set(names)
+    assert {
+        "unit-data",
+        "wheel-data",
+        "floor-data",
+        "unit-recipes",
+        "wheel-recipes",
+        "contracts",
+        "invariants",
+        "skew",
+    } <= set(names)
     assert not any(name.endswith(("-core", "-ckpt")) for name in names)
     assert "kernels-aot" not in names
 
