@@ -14,6 +14,7 @@ from automodel_ckpt import saving, verification
 from automodel_core.config import config_from_dict
 from automodel_data.llm.chat import TokenDataset
 from automodel_recipes import TrainOptions, evaluate, loop
+from automodel_recipes.base import BaseRecipe
 from automodel_recipes.errors import Interrupted
 from automodel_recipes.run import run
 
@@ -167,6 +168,14 @@ def test_a_signal_in_a_wait_for_data_loses_no_sample(long_config, tmp_path, monk
     check_curve(long_config, tmp_path, stopped_at=3)
 
 
+def test_a_batch_that_came_before_another_rank_asked_to_stop_is_given_back(long_config, tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        codes = iter([0, 0, 0, int(signal.SIGTERM)])
+        patched.setattr(BaseRecipe, "agreed_code", lambda self: next(codes))
+        stopped_in_process(long_config, tmp_path / "run")
+    check_curve(long_config, tmp_path, stopped_at=3)
+
+
 def hanging(plain, *, from_read):
     """Rows that never come from the given read on; a second later the cluster sends SIGTERM."""
     reads = []
@@ -216,11 +225,11 @@ import os, time
 from automodel_data.llm.chat import ChatDataset
 
 class HangingChat(ChatDataset):
-    """Rows that never come on rank 1 once the third step's are asked for."""
+    """Rows that never come on rank 1 once it has trained on a few."""
 
     def __getitem__(self, index):
         self.reads = getattr(self, "reads", 0) + 1
-        if os.environ.get("RANK") == "1" and self.reads > 21 + 2 * 4 + 1 and os.path.exists(os.environ["HANG"]):
+        if os.environ.get("RANK") == "1" and self.reads > 21 + 2 * 4 + 6 and os.path.exists(os.environ["HANG"]):
             open(os.environ["HANG"] + "-hangs", "w").close()
             time.sleep(300)
         return super().__getitem__(index)

@@ -178,3 +178,24 @@ def test_what_cannot_be_followed_is_refused():
         EarlyStopping(patience=0)
     with pytest.raises(UnusableInputError, match="mode='up'"):
         EarlyStopping(mode="up")
+
+
+@pytest.mark.more
+@pytest.mark.parametrize(
+    ("layout", "loss_fn"), [({}, "masked_ce"), ({"tp_size": 2}, "masked_ce"), ({"tp_size": 2}, "fused_linear_ce")]
+)
+def test_two_ranks_measure_what_one_measures(tiny_config, cli, layout, loss_fn):
+    tiny_config["validation_dataset"] = dict(tiny_config["dataset"])
+    tiny_config["step_scheduler"] |= {"local_batch_size": 4, "num_epochs": 1}
+    tiny_config["loss_fn"] = {"_target_": loss_fn}
+    one = cli(tiny_config, "one")
+    tiny_config["distributed"] = {"strategy": "fsdp2", **layout}
+    two = cli(tiny_config, "two", "--nproc-per-node", "2")
+    mine, theirs = ([row for row in run.rows if row["kind"] == "val"] for run in (one, two))
+    assert len(mine) == len(theirs) == 2
+    assert mine[-1]["token_accuracy"] > 0
+    for a, b in zip(mine, theirs, strict=True):
+        assert b["loss"] == pytest.approx(a["loss"], rel=1e-4)
+        for key in ("num_label_tokens", "token_accuracy"):
+            assert b[key] == a[key], key
+        assert b["bits_per_byte"] == pytest.approx(a["bits_per_byte"], rel=1e-4)

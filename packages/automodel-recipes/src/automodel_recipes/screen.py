@@ -34,6 +34,9 @@ def end_screen(r: "BaseRecipe", summary: "TrainSummary", final: Path | None) -> 
     r.console.blank()
     parts = [f"{summary.steps} steps in {duration(summary.seconds)}"]
     parts += [f"{name} loss {significant(m.loss)}" for name, m in summary.validation.items()]
+    if r.early_stopping is not None and r.early_stopping.best is not None:
+        followed = r.early_stopping
+        parts.append(f"best {followed.metric} {significant(followed.best)} @ step {followed.best_step}")
     if summary.exact_match:
         before, after = summary.exact_match.get("start"), summary.exact_match.get("end")
         parts.append("exact match " + " -> ".join(f"{100 * x:.1f} %" for x in (before, after) if x is not None))

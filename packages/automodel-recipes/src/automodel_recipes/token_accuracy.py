@@ -36,7 +36,7 @@ class CountingLoss:
         return loss
 
     def _count(self, predicted: torch.Tensor, labels: torch.Tensor) -> None:
-        self.correct += ((predicted == labels) & (labels != IGNORE_INDEX)).sum()
+        self.correct += (predicted == labels).sum()  # no token has the number of what is ignored
 
     def _count_hidden(self, hidden: Any, labels: Any, weight: Any, bias: Any) -> None:
         """Logits of a chunk of supervised tokens at a time; scales and soft caps do not change which is largest."""

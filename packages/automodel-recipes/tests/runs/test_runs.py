@@ -1,5 +1,6 @@
 """`runs ls/show/diff/plot/report` on run directories as they are written, damaged, hostile, or of another version."""
 
+import base64
 import json
 import re
 import struct
@@ -61,7 +62,8 @@ def write(tmp_path: Path) -> Any:
         (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"torn')
         (run / "samples" / "0.png").write_bytes(png())
         sample = {"kind": "sample", "step": 3, "prompt": EVIL, "reference": "yes", "generated": "no", "exact": False}
-        samples = [{**sample, "images": ["samples/0.png", "../../../../etc/passwd.png"]}]
+        (tmp_path / "private.png").write_bytes(png(5))
+        samples = [{**sample, "images": ["samples/0.png", "../../private.png"]}]
         (run / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in samples))
         return run
 
@@ -101,10 +103,9 @@ def test_the_report_holds_what_the_run_wrote(write: Any) -> None:
     text = (run / "report.html").read_text()
     for part in ("optimizer.lr", "command line", "num_rows", "lora: 2 modules", "torch", "a b.yaml", "slow "):
         assert part in text, part
-    import base64
-
     assert base64.b64encode(png()).decode() in text
-    assert "passwd.png is not in this run" in text
+    assert base64.b64encode(png(5)).decode() not in text
+    assert "private.png is not in this run" in text
     assert "the schedule is complete" in text
 
 
