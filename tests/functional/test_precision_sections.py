@@ -50,6 +50,16 @@ def test_compiled_blocks_train_as_eager_ones(train):
     assert all(block._compiled_call_impl is None for block in blocks(off))
 
 
+def test_use_triton_takes_the_lora_kernel_with_the_other_ops(train):
+    from automodel_kernels.patch import KernelReport
+
+    _, plain = train("plain", peft=LORA)
+    recipe, kernel = train("kernel", peft={**LORA, "use_triton": True}, kernels={"ops": ["rms_norm"]})
+    (report,) = [report for report in recipe.built.reports if isinstance(report, KernelReport)]
+    assert report.counts() == {"lora": 14, "rms_norm": 5}
+    torch.testing.assert_close(curves(kernel), curves(plain), rtol=1e-4, atol=0)
+
+
 def test_an_fp8_base_under_lora_rounds_and_trains(train):
     _, plain = train("plain", peft=LORA)
     recipe, rounded = train("fp8", peft=LORA, fp8={"recipe_name": "rowwise"})
@@ -114,6 +124,18 @@ def test_eight_bits_train_the_adapter_alone(train):
     change = (curves(rows) / curves(plain) - 1).abs()[:, 0]
     assert 0 < change.max() < 0.05
     assert (recipe.run_dir.final / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.more
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_lora_on_four_bits_over_two_processes_is_that_of_one(cli, tiny_config, strategy):
+    pytest.importorskip("bitsandbytes", reason="the optional extra 'bitsandbytes' of automodel-core is not installed")
+    tiny_config |= {"peft": LORA, "quantization": {"load_in_4bit": True}}
+    tiny_config["step_scheduler"] |= {"local_batch_size": 4}
+    one = cli(tiny_config, "one")
+    two = cli({**tiny_config, "distributed": {"strategy": strategy}}, "two", "--nproc-per-node", "2")
+    for key in ("loss", "grad_norm"):
+        assert two.train(key) == pytest.approx(one.train(key), rel=1e-4)
 
 
 @pytest.mark.more

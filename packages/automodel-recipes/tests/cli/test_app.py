@@ -57,6 +57,14 @@ def test_every_command_has_one_example_and_short_help(name):
     assert len(text.strip().splitlines()) <= 15
 
 
+def test_examples_are_not_broken_over_lines(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    for arguments in (["--help"], ["train", "--help"], ["config", "show", "--help"]):
+        assert main(arguments) == 0
+        (line,) = [line for line in capsys.readouterr().out.splitlines() if "Example: " in line]
+        assert line.endswith((" train demo_lora.yaml", " --nproc-per-node 2", " --provenance"))
+
+
 def test_no_arguments_print_help_and_exit_2(capsys):
     assert main([]) == 2
     captured = capsys.readouterr()

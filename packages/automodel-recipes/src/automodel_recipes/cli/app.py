@@ -22,6 +22,7 @@ _PROGRAM = "automodel-recipes"
 def cli() -> None:
     """Fine-tune any Hugging Face LLM or VLM from one YAML file.
 
+    \b
     Example: automodel-recipes recipes cp demo_lora && automodel-recipes train demo_lora.yaml
     """
 

@@ -60,6 +60,7 @@ class LazyGroup(click.Group):
             return None
         if not isinstance(command, click.Command):
             raise click.ClickException(f"{cmd_name!r} is registered in {GROUP} but is not a click command")
+        _keep_examples_whole(command)
         return command
 
     def resolve_command(
@@ -84,6 +85,14 @@ class LazyGroup(click.Group):
         if others:
             with formatter.section(_OTHERS):
                 formatter.write_dl(others)
+
+
+def _keep_examples_whole(command: click.Command) -> None:
+    """Keep click from wrapping examples: a command broken in two cannot be pasted."""
+    if command.help and "\b" not in command.help:
+        command.help = command.help.replace("Example: ", "\b\nExample: ", 1)
+    for below in command.commands.values() if isinstance(command, click.Group) else ():
+        _keep_examples_whole(below)
 
 
 def _third_party() -> dict[str, EntryPoint]:
