@@ -31,6 +31,7 @@ class RunRecords:
         self.log_every = int(recipe.config.get("step_scheduler.log_every_steps", 1))
         self._host_memory = HostMemoryWatch(float(recipe.config.get("monitoring.host_growth_warning_gib", 4.0)))
         self._jsonl: JsonlLogger | None = None
+        self._last_val: float | None = None
         self._trackers = Trackers()
         if self.is_main:
             check_writable(recipe.run_dir.path)
@@ -103,6 +104,8 @@ class RunRecords:
     def val_row(self, name: str, metrics: EvalMetrics) -> None:
         """Log one validation set's result."""
         row = {"step": self.r.step_scheduler.step, "name": name, "loss": metrics.loss, **metrics.extra()}
+        if name == "val":
+            self._last_val = metrics.loss
         self._log(
             "val", name if name == "val" else f"val_{name}", {**row, "num_label_tokens": metrics.num_label_tokens}
         )
@@ -134,6 +137,7 @@ class RunRecords:
             total,
             {
                 "loss": f"{row['loss']:.4f}",
+                **({"val": f"{self._last_val:.4f}"} if self._last_val is not None else {}),
                 "lr": f"{row['lr']:.2e}",
                 "gnorm": f"{row['grad_norm']:.3f}",
                 "|": speed,

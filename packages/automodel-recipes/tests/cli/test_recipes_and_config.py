@@ -81,6 +81,17 @@ def test_explain(capsys, config):
     assert "  default  0.001" in text
 
 
+def test_fields_of_settings_are_explained(capsys):
+    assert out(capsys, "config", "explain", "compile.backend").splitlines() == [
+        "compile.backend: Name of the compiler backend.",
+        "  allowed  text",
+        "  default  inductor",
+    ]
+    text = out(capsys, "config", "explain", "fp8.filter_fqns")
+    assert "fp8.filter_fqns: Parts of module names that stay in high precision." in text
+    assert "  default  ['lm_head']" in text
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_section_can_be_explained(recipe, capsys):
     for name in RECIPES[recipe]:

@@ -80,8 +80,17 @@ def _signatures(table: Table, path: str, config: ConfigNode) -> Iterator[tuple[s
             yield section.takes[0].partition(":")[2], signature, hidden
 
 
+_EMPTY: dict[str, Any] = {"list": [], "dict": {}, "tuple": (), "set": set()}
+
+
 def constant(node: ast.expr) -> Any:
-    """The value of a default written as a literal, else its source."""
+    """The value of a default written as a literal or made by ``field(default_factory=...)``, else its source."""
+    if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("field"):
+        given = {keyword.arg: keyword.value for keyword in node.keywords}
+        made = given.get("default_factory")
+        if isinstance(made, ast.Name) and made.id in _EMPTY:
+            return _EMPTY[made.id]
+        node = made.body if isinstance(made, ast.Lambda) else given.get("default", node)
     try:
         return ast.literal_eval(node)
     except ValueError:

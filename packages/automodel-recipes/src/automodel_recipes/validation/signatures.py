@@ -16,6 +16,8 @@ class Parameter:
     annotation: ast.expr | None = None
     default: ast.expr | None = None
     required: bool = False
+    doc: str = ""
+    """The string below a field; parameters of functions are told of in the docstring."""
 
 
 @dataclass(frozen=True)
@@ -105,20 +107,27 @@ def _of_dataclass(definition: Definition) -> Signature:
         found = find_reference(definition.module, base)
         if found is not None and _is_dataclass(found):
             parameters |= _of_dataclass(found).parameters
-    for statement in definition.node.body:
+    for statement, below in zip(definition.node.body, [*definition.node.body[1:], None], strict=True):
         if not isinstance(statement, ast.AnnAssign) or not isinstance(statement.target, ast.Name):
             continue
         text = ast.unparse(statement)
         if "ClassVar" in text or "init=False" in text:
             continue
         name = statement.target.id
-        parameters[name] = Parameter(name, statement.annotation, statement.value, required=statement.value is None)
+        required = statement.value is None
+        parameters[name] = Parameter(name, statement.annotation, statement.value, required, _string(below))
     return Signature(definition.module, parameters, False, ast.get_docstring(definition.node) or "")
+
+
+def _string(statement: ast.stmt | None) -> str:
+    """A statement that is only a string: what stands below a field and says what it means."""
+    value = statement.value if isinstance(statement, ast.Expr) else None
+    return " ".join(value.value.split()) if isinstance(value, ast.Constant) and isinstance(value.value, str) else ""
 
 
 def parameter_docs(signature: Signature) -> dict[str, str]:
     """First sentences of the ``Args:`` block and of dataclass field strings, by parameter."""
-    docs: dict[str, str] = {}
+    docs = {name: parameter.doc for name, parameter in signature.parameters.items() if parameter.doc}
     lines = signature.doc.splitlines()
     start = next((i for i, line in enumerate(lines) if line.strip() == "Args:"), None)
     if start is None:
