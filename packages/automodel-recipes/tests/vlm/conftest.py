@@ -14,7 +14,12 @@ def families() -> Any:
 
     def get(family: str) -> Any:
         if family not in built:
-            processor = build_processor(family)
+            try:
+                processor = build_processor(family)
+            except ImportError as error:  # transformers 5.17: the PIL processors of Idefics3 and SmolVLM ask for it
+                if "Torchvision" not in str(error):
+                    raise
+                pytest.skip(f"the image processor of {family} needs torchvision in this version of transformers")
             built[family] = (processor, build_model(family, processor.tokenizer))
         return built[family]
 

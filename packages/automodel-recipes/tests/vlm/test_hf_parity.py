@@ -1,12 +1,15 @@
 """Our batch through our loss against plain Hugging Face: the model's own processor, loss and gradients."""
 
+import json
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from automodel_core.loss import MaskedCrossEntropy, count_label_tokens, forward_loss, shift_labels
+from automodel_data.collate.families.parts import load_processor
 from automodel_data.collate.vlm import default_collate_fn
 from automodel_data.sources import open_source
 from automodel_data.vlm.conversations import Conversations
@@ -174,3 +177,28 @@ def test_text_only_rows_are_those_of_the_text_path(family: str, families: Any) -
     for i in range(5):
         assert {k: ours[i][k] for k in ("input_ids", "labels")} == {k: text[i][k] for k in ("input_ids", "labels")}
         assert any(label != -100 for label in ours[i]["labels"])
+
+
+@pytest.mark.parametrize("form", ["as on the hub", "nested", "as we save it"])
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "smolvlm", "llava_onevision"])
+def test_parts_come_back_from_every_form_of_a_directory(
+    family: str, form: str, families: Any, rows: list, tmp_path: Path
+) -> None:
+    parts, _ = families(family)
+    parts.save_pretrained(tmp_path)
+    record, images = tmp_path / "processor_config.json", tmp_path / "preprocessor_config.json"
+    if form == "as on the hub":
+        settings = json.loads(record.read_text())
+        settings.pop("image_processor")
+        flat = {**json.loads(images.read_text()), "processor_class": parts.processor_class}
+        images.write_text(json.dumps(flat))
+        if family == "qwen2_5_vl":
+            record.unlink()
+        else:
+            record.write_text(json.dumps(settings))
+    if form == "nested":
+        images.unlink()
+    loaded = load_processor(str(tmp_path))
+    ours, theirs = encoded(loaded, rows[:1])[0], encoded(parts, rows[:1])[0]
+    assert ours["input_ids"] == theirs["input_ids"]
+    assert torch.equal(ours["features"]["pixel_values"], theirs["features"]["pixel_values"])

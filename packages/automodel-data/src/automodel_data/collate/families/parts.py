@@ -155,9 +155,13 @@ def _image_processor(path: str, name: str, record: dict[str, Any], keys: dict[st
         from automodel_data.collate.families.phi4_images import Phi4Images
 
         return Phi4Images.of(record)
-    from transformers import AutoImageProcessor
+    import transformers
 
-    return AutoImageProcessor.from_pretrained(path, backend="pil", **keys)
+    # transformers 5.17: the automatic class asks for torchvision, whatever the backend.
+    named = str(record.get("image_processor_type", "")).removesuffix("Fast").removesuffix("Pil") + "Pil"
+    if (found := getattr(transformers, named, None)) is not None:
+        return found.from_pretrained(path, **keys)
+    return transformers.AutoImageProcessor.from_pretrained(path, backend="pil", **keys)
 
 
 def _audio_processor(path: str, where: dict[str, Any]) -> Any:
