@@ -64,11 +64,15 @@ def test_the_same_order_of_sources_as_a_map_style_mixture(streams, tokenizer):
     assert [origin.split()[0] for origin in found] == names
 
 
-def test_shares_of_tokens(streams):
-    mixed = MixedStream(streams(), {"short": 1, "long": 1, "rare": 2}, by="tokens", num_samples=2000)
-    assert sum(1 for _ in mixed) == 2000
-    shares = {share.name: share.token_share for share in mixed.shares()}
+def test_shares_of_tokens(streams, tokenizer):
+    mixed = MixedStream(streams(), {"short": 1, "long": 1, "rare": 2}, by="tokens", num_samples=1000)
+    rows = list(mixed)
+    tokens = dict.fromkeys(SIZES, 0)
+    for row, origin in zip(rows, origins(rows, tokenizer), strict=True):
+        tokens[origin.split()[0]] += len(row["input_ids"])
+    shares = {name: num / sum(tokens.values()) for name, num in tokens.items()}
     assert shares == pytest.approx({"short": 0.25, "long": 0.25, "rare": 0.5}, abs=0.01)
+    assert {share.name: share.token_share for share in mixed.shares()} == pytest.approx(shares)
 
 
 @pytest.mark.parametrize(("stop", "whole"), [("all_exhausted", "short"), ("first_exhausted", "rare")])

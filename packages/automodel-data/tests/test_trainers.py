@@ -178,7 +178,7 @@ def trained(kind, model, dataset, tokenizer, directory, *, local=4, stop=None, r
 
 
 @pytest.mark.parametrize("kind", ["transformers", pytest.param("trl", marks=pytest.mark.more)])
-@pytest.mark.parametrize("stop", [2, 4, 5])
+@pytest.mark.parametrize("stop", [2, pytest.param(4, marks=pytest.mark.more), 5])
 def test_a_trainer_keeps_our_order_and_resumes_in_it(kind, stop, model, rows, tokenizer, tmp_path):
     pytest.importorskip("accelerate", reason="the Hugging Face Trainer needs accelerate")
     if kind == "trl":

@@ -33,20 +33,21 @@ def use_loader(trainer: Any, loader: TrainLoader) -> None:
             "steps of an epoch of known length. Give streams as `train_dataset`."
         )
     _check_sizes(trainer.args, loader.plan)
-    sampler = _WindowSampler(loader.plan)
     batches = _Batches(
         NumberedRows(loader.dataset),
-        batch_sampler=sampler,
+        batch_sampler=_WindowSampler(loader.plan),
         collate_fn=_WithoutOwnKeys(loader.collate_fn),
         num_workers=loader.num_workers,
         pin_memory=loader.pin_memory,
     )
     trainer.get_train_dataloader = lambda: batches
-    trainer.add_callback(_epoch_callback(sampler))
 
 
 class _WindowSampler:
-    """This rank's micro-batches of one epoch; trainers set the epoch and skip micro-batches."""
+    """This rank's micro-batches of one epoch.
+
+    A trainer that resumes wraps it into one that skips, and sets the epoch on what that wraps.
+    """
 
     def __init__(self, plan: BatchPlan) -> None:
         self._plan, self._epoch = plan, 0
@@ -74,19 +75,6 @@ class _WithoutOwnKeys:
 
     def __call__(self, rows: Any) -> dict[str, Any]:
         return {key: value for key, value in self._collate_fn(rows).items() if key not in _NOT_FOR_MODELS}
-
-
-def _epoch_callback(sampler: _WindowSampler) -> Any:
-    from transformers import TrainerCallback
-
-    class Epoch(TrainerCallback):
-        """Trainers that skip replace the loader by one that does not know its epoch: tell the sampler itself."""
-
-        def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            # The middle of an epoch after a resume; a hair below a whole number where steps do not divide evenly.
-            sampler.set_epoch(int((state.epoch or 0) + 1e-6))
-
-    return Epoch()
 
 
 def _check_sizes(args: Any, plan: BatchPlan) -> None:
