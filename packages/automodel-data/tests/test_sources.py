@@ -142,6 +142,18 @@ def test_a_hub_id_that_cannot_be_reached_says_so():
         open_source("no-such-org/no-such-data@main")
 
 
+def test_a_split_is_a_word_in_a_path_and_train_takes_no_other_split(tmp_path):
+    for name, n in {"train-0": 0, "constraints": 1, "test": 2, "sub/train/a": 3, "my_validation": 4}.items():
+        write(tmp_path / f"{name}.jsonl", json.dumps({"n": n}))
+    assert [row["n"] for row in rows_of(open_source(tmp_path))] == [3, 0]
+    assert [row["n"] for row in rows_of(open_source(tmp_path, split="validation"))] == [4]
+    (tmp_path / "train-0.jsonl").unlink()
+    (tmp_path / "sub/train/a.jsonl").unlink()
+    assert [row["n"] for row in rows_of(open_source(tmp_path))] == [1]
+    with pytest.raises(DataError, match=r"holds no data file for split 'dev'\. .*Found: constraints\.jsonl"):
+        open_source(tmp_path, split="dev")
+
+
 def test_fingerprints_follow_the_bytes(tmp_path):
     path = write(tmp_path / "a.jsonl", LINES)
     before = source_fingerprint(open_source(path))

@@ -82,6 +82,9 @@ def test_columns_of_other_names(tmp_path, tokenizer, supervised):
     mapping = {"instruction": "q", "output": "a"}
     alpaca = ChatDataset([{"q": "What is 12 times 7?", "a": "84"}], tokenizer, column_mapping=mapping)
     assert alpaca[0] == ChatDataset([FORMATS["messages"]], tokenizer)[0]
+    swapped = [{"messages": "What is 12 times 7?", "said": "84"}]  # a known name under another meaning
+    mapping = {"prompt": "messages", "completion": "said"}
+    assert supervised(tokenizer, ChatDataset(swapped, tokenizer, column_mapping=mapping)[0]) == "84<|im_end|>"
     with pytest.raises(DataError, match=r"missing column 'talk'\. The row has: dialog, functions, messages"):
         ChatDataset(path, tokenizer, column_mapping={"messages": "talk"})
     with pytest.raises(DataError, match=r"column_mapping has the keys \['chat'\].*messages: dialog; known are"):
