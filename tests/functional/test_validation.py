@@ -159,6 +159,16 @@ def test_samples_of_every_validation_are_greedy_answers(build, tmp_path):
         assert sample["generated"] == recipe.tokenizer.decode(ids[prompt:], skip_special_tokens=True)
 
 
+def test_every_set_is_measured_and_can_be_followed(build, tmp_path, tiny_config):
+    half = {**tiny_config["dataset"], "limit_dataset_samples": 5}
+    recipe = build(validation_dataset_math=half, early_stopping={"metric": "val_math/loss"}, max_steps=1)
+    trained(recipe)
+    by_set = {row["name"]: row for row in rows(tmp_path / "run", "val") if row["step"] == 1}
+    assert set(by_set) == {"val", "math"}
+    assert by_set["math"]["num_label_tokens"] < by_set["val"]["num_label_tokens"]
+    assert recipe.early_stopping.best == by_set["math"]["loss"] != by_set["val"]["loss"]
+
+
 def test_judging_by_numbers():
     up = EarlyStopping(metric="val/token_accuracy", patience=2)
     assert up.mode == "max"

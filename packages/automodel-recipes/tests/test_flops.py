@@ -58,3 +58,11 @@ def test_the_peak_of_a_cpu_is_measured_and_a_given_one_is_taken():
     assert "measured" in measured.source
     assert device_peak(torch.device("cpu"), given=2.5).tflops == 2.5
     assert device_peak(torch.device("mps"), given=None) is None
+
+
+def test_the_peak_of_a_gpu_is_its_data_sheets(monkeypatch):
+    names = {"NVIDIA H200": 989, "NVIDIA H100 PCIe": 756, "NVIDIA A100-SXM4-80GB": 312, "NVIDIA Unheard Of": None}
+    for name, tflops in names.items():
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, name=name: name)
+        peak = device_peak(torch.device("cuda", 0), given=None)
+        assert (peak and peak.tflops) == tflops, name
