@@ -74,7 +74,7 @@ class Trained:
 
 def applies(layout: str, model: str) -> bool:
     """Layouts that a model has no use for, or that are refused with a message."""
-    if model == "llava" and ("CP" in layout or "SP" in layout):
+    if model == "llava" and "packed" in layout:
         return False
     if layout.startswith("EP"):
         return model == "mixtral"

@@ -63,7 +63,7 @@ def test_what_does_not_fit_is_refused(ranks) -> None:
     expected = [
         "tp_size=2 with 4 attention heads and 1 key-value heads: it must divide both. Choose one of [1]",
         "plan names 'model.layers.*.attention', which matches no module of LlamaForCausalLM",
-        "style 'diagonal' of 'model.layers.*.mlp.up_proj': allowed are colwise,",
+        "style 'diagonal' of 'model.layers.*.mlp.up_proj': allowed are all_reduce, colwise,",
         "sequence_parallel with the model's _tp_plan: it marks no module to 'enter'",
         "tp_plan='no.such.module:plan'",
         "no tensor-parallel plan for Linear",

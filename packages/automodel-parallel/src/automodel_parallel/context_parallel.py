@@ -40,8 +40,34 @@ class ContextParallelState:
     """``[T]``: index of every token of the gathered sequence, in the order in which ranks hold them."""
     document_BT: Tensor | None = field(default=None)
     """``[B, T]``: document of every gathered token; -1 for padding."""
+    image_BT: Tensor | None = None
+    """``[B, T]``: image of every gathered token whose tokens see one another, -1 for others; None where none do."""
+    position_ids_BT: Tensor | None = None
+    """``[B, T]``: positions within whole rows, in their own order."""
     own_attention: str = "sdpa"
     """The attention that the model had, for sequences that are not cut."""
+    model_type: str = ""
+    """``model_type`` of the model's config."""
+    paused: bool = False
+    """While true, sequences are whole and each rank attends for itself."""
+
+    @property
+    def num_chunks(self) -> int:
+        """What sequence lengths must divide by."""
+        return self.group.size() * (2 if self.load_balanced else 1)
+
+    def own_positions(self) -> Tensor:
+        """``[T_local]``: where this rank's tokens lie in whole rows."""
+        assert self.position_T is not None
+        return self.position_T.chunk(self.group.size())[self.group.rank()]
+
+    def remember(self, document_BT: Tensor, *, images: Tensor | None = None) -> None:
+        """Keep what masks are made from: documents, and images, of whole rows whose length divides."""
+        rows, length = document_BT.shape
+        self.position_T = _order(length, self.group.size(), self.load_balanced, document_BT.device)
+        self.document_BT = document_BT[:, self.position_T]
+        self.image_BT = None if images is None else images[:, self.position_T]
+        self.position_ids_BT = torch.arange(length, device=document_BT.device).expand(rows, length)
 
     def mask(self, *, sliding_window: int | None) -> Tensor:
         """``[B, 1, T_local, T]`` bool: which keys each of this rank's queries sees."""
@@ -49,38 +75,48 @@ class ContextParallelState:
             raise RuntimeError(
                 "context-parallel attention without a sharded batch: pass each batch through context.shard_sequence()."
             )
-        ranks, rank = self.group.size(), self.group.rank()
-        query_T = self.position_T.chunk(ranks)[rank]
-        query_document_BT = self.document_BT.chunk(ranks, dim=1)[rank]
+        query_T = self.own_positions()
+        query_document_BT = self._own_part(self.document_BT)
         distance = query_T[:, None] - self.position_T[None, :]
         seen = distance >= 0
         if sliding_window is not None:
             seen &= distance < sliding_window
+        if self.image_BT is not None:
+            query_image_BT = self._own_part(self.image_BT)[:, :, None]
+            seen = seen | ((query_image_BT == self.image_BT[:, None, :]) & (query_image_BT >= 0))
         same = query_document_BT[:, :, None] == self.document_BT[:, None, :]
         # A padded query sees itself: a row without any key would be NaN.
         return ((seen & same) | (distance == 0))[:, None]
+
+    def _own_part(self, whole_BT: Tensor) -> Tensor:
+        return whole_BT.chunk(self.group.size(), dim=1)[self.group.rank()]
 
 
 def apply_context_parallel(model: nn.Module, state: ContextParallelState, *, report: ParallelReport) -> None:
     """Make the attention of a causal Hugging Face model reach over the ranks of ``state.group``, in place.
 
-    Raises: ValueError: a model without the attention interface, or one with a vision tower.
+    Vision-language models keep whole rows up to their text decoder; see ``context_vision``.
+
+    Raises: ValueError: a model without the attention interface.
     """
     config = getattr(model, "config", None)
     if config is None or not hasattr(model, "set_attn_implementation"):
         raise ValueError(
             f"context parallelism on {type(model).__name__}: it needs a transformers model. Set cp_size to 1."
         )
-    if config.get_text_config() is not config:
-        raise ValueError(
-            f"context parallelism on {type(model).__name__}: image tokens cannot be cut along the sequence. Set "
-            "cp_size to 1 for models with a vision tower, and use tp_size or sequence_parallel for long inputs."
-        )
     AttentionInterface.register(ATTENTION_NAME, context_parallel_attention)
-    state.own_attention = config._attn_implementation or "sdpa"
-    model.set_attn_implementation(ATTENTION_NAME)
-    layers = [module for module in model.modules() if hasattr(module, "layer_idx") and hasattr(module, "o_proj")]
-    layers = layers or [module for module in model.modules() if hasattr(module, "is_causal")]
+    text = config.get_text_config()
+    state.own_attention, state.model_type = text._attn_implementation or "sdpa", config.model_type
+    _set_attention(model, ATTENTION_NAME)
+    decoder: nn.Module = model
+    if text is not config:
+        from automodel_parallel.context_vision import cut_at_decoder
+        from automodel_parallel.tp.plans import decoder_path
+
+        decoder = model.get_submodule(decoder_path(model))
+        cut_at_decoder(model, state)
+    layers = [module for module in decoder.modules() if hasattr(module, "layer_idx") and hasattr(module, "o_proj")]
+    layers = layers or [module for module in decoder.modules() if hasattr(module, "is_causal")]
     for module in layers:
         module.context_parallel_state = state
     if not layers:
@@ -92,12 +128,20 @@ def apply_context_parallel(model: nn.Module, state: ContextParallelState, *, rep
 @contextmanager
 def own_attention(model: nn.Module, state: ContextParallelState) -> Iterator[None]:
     """Inside, each rank attends within the whole sequences that it is given, by the model's own attention."""
-    unwrapped: Any = model
-    unwrapped.set_attn_implementation(state.own_attention)
+    _set_attention(model, state.own_attention)
+    state.paused = True
     try:
         yield
     finally:
-        unwrapped.set_attn_implementation(ATTENTION_NAME)
+        state.paused = False
+        _set_attention(model, ATTENTION_NAME)
+
+
+def _set_attention(model: Any, name: str) -> None:
+    """Of the text decoder alone: a vision tower sees whole images."""
+    text = model.config.get_text_config()
+    keys = [key for key in model.config.sub_configs if getattr(model.config, key, None) is text]
+    model.set_attn_implementation({keys[0]: name} if keys else name)
 
 
 def shard_sequence(batch: dict[str, Any], state: ContextParallelState) -> dict[str, Any]:
@@ -111,15 +155,10 @@ def shard_sequence(batch: dict[str, Any], state: ContextParallelState) -> dict[s
     Raises: ValueError: ``labels`` that are not shifted, or a key that cannot be cut.
     """
     _check_batch(batch)
-    ranks, rank = state.group.size(), state.group.rank()
-    length = batch["input_ids"].shape[1]
-    chunks = 2 * ranks if state.load_balanced else ranks
-    padding = -length % chunks
-    order_T = _order(length + padding, ranks, state.load_balanced, batch["input_ids"].device)
-    document_BT = F.pad(documents(batch), (0, padding), value=-1)
+    padding = -batch["input_ids"].shape[1] % state.num_chunks
     position_BT = F.pad(_positions(batch), (0, padding))
-    state.position_T, state.document_BT = order_T, document_BT[:, order_T]
-    mine_T = order_T.chunk(ranks)[rank]
+    state.remember(F.pad(documents(batch), (0, padding), value=-1))
+    mine_T = state.own_positions()
     local = {key: value for key, value in batch.items() if key not in (*_REBUILT_KEYS, *_SEQUENCE_KEYS, "seq_idx")}
     for key, fill in _SEQUENCE_KEYS.items():
         if key in batch:
@@ -210,6 +249,3 @@ def _check_batch(batch: dict[str, Any]) -> None:
             "context parallelism got a batch with 'labels': the label of a part's last token lies on another rank. "
             "Shift first, so that the batch has 'shift_labels'."
         )
-    images = [key for key in batch if key.startswith("pixel_values")]
-    if images:
-        raise ValueError(f"context parallelism got {images[0]!r}: images cannot be cut. Set cp_size to 1.")

@@ -20,6 +20,7 @@ from automodel_parallel.context_parallel import (
     own_attention,
     shard_sequence,
 )
+from automodel_parallel.context_vision import shard_vision_batch
 from automodel_parallel.expert_parallel import apply_expert_parallel
 from automodel_parallel.init import DistInfo, ensure_process_group
 from automodel_parallel.mesh import Meshes, ParallelDims
@@ -150,6 +151,7 @@ class FSDP2Context(ParallelContext):
         self._sequence: ContextParallelState | None = None
         self._tensor_group: TensorParallelGroup | None = None
         self._tied_stages = False
+        self._sees_images = False
         if dims.cp > 1:
             group = meshes.axes["cp"].get_group()
             self._sequence = ContextParallelState(group, load_balanced=manager.cp_load_balanced)
@@ -172,6 +174,8 @@ class FSDP2Context(ParallelContext):
         ranges = self._prune_to_stages(model, report) if self.dims.pp > 1 else []
         if self._sequence is not None:
             apply_context_parallel(model, self._sequence, report=report)
+            config: Any = model.config
+            self._sees_images = config.get_text_config() is not config
         compiler = CompileConfig.parse(manager.compile)
         checkpointing = ActivationCheckpointing.parse(manager.activation_checkpointing)
         apply_activation_checkpointing(model, checkpointing, compiled=compiler.enabled, report=report)
@@ -215,7 +219,8 @@ class FSDP2Context(ParallelContext):
         Under sequence parallelism, where the model itself cuts sequences, they are filled up to a length that divides.
         """
         if self._sequence is not None:
-            return shard_sequence(batch, self._sequence)
+            shard = shard_vision_batch if self._sees_images else shard_sequence
+            return shard(batch, self._sequence)
         return pad_sequences(batch, multiple=self.dims.tp) if self.manager.sequence_parallel else batch
 
     @contextmanager
