@@ -62,7 +62,15 @@ LAYOUTS: dict[int, dict[str, dict[str, Any]]] = {
 QUICK = ("fsdp2", "tp sp", "cp", "pp")
 
 
-def configure(config: dict[str, Any], out: Path, distributed: dict[str, Any], *, lora: bool, packed: bool) -> dict:
+def configure(
+    config: dict[str, Any],
+    out: Path,
+    distributed: dict[str, Any],
+    *,
+    lora: bool,
+    packed: bool,
+    targets: tuple[str, ...] = ("*.q_proj", "*.down_proj"),
+) -> dict[str, Any]:
     """Four steps of AdamW, two micro-batches or more in each, the last window incomplete, with all that a run does."""
     rows = dict(config["dataset"])
     config = {
@@ -75,7 +83,7 @@ def configure(config: dict[str, Any], out: Path, distributed: dict[str, Any], *,
         "distributed": {"strategy": "fsdp2", **distributed},
     }
     if lora:
-        config["peft"] = {"_target_": "lora", "target_modules": ["*.q_proj", "*.down_proj"], "dim": 4, "alpha": 8}
+        config["peft"] = {"_target_": "lora", "target_modules": list(targets), "dim": 4, "alpha": 8}
     if packed:
         config["packed_sequence"] = {"packed_sequence_size": 128}
     return config
@@ -101,13 +109,13 @@ def run_layouts(tiny_config, four_layers, tmp_path):
     tiny_config["model"]["pretrained_model_name_or_path"] = str(four_layers)
 
     def run(
-        world_size: int, layouts: dict[str, Any], *, max_steps: int = 4, **kind: bool
+        world_size: int, layouts: dict[str, Any], *, max_steps: int = 4, local_batch_size: int = 2, **kind: Any
     ) -> dict[str, tuple[Path, Left]]:
         runs = []
         for name, distributed in layouts.items():
             out = tmp_path / f"{name} {world_size}".replace(" ", "-")
             config = configure(tiny_config, out, distributed, **kind)
-            config["step_scheduler"]["max_steps"] = max_steps
+            config["step_scheduler"] |= {"max_steps": max_steps, "local_batch_size": local_batch_size}
             runs.append(LayoutRun(name, config))
         found = {}
         for item, answers in run_in_group(world_size, train, runs):
@@ -172,6 +180,33 @@ def test_every_layout(run_layouts, kind: str) -> None:
     [expected] = run_layouts(1, {"one": {}}, **settings).values()
     for world_size, layouts in LAYOUTS.items():
         for name, got in run_layouts(world_size, layouts, **settings).items():
+            compare(name, expected, got)
+
+
+@pytest.mark.more
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_mixture_of_experts(run_layouts, tiny_config, tiny_model: Path, tmp_path: Path, kind: str) -> None:
+    """Experts spread over ranks; the router's balance is measured over the tokens of all ranks."""
+    import shutil
+
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    path = tmp_path / "mixtral"
+    shutil.copytree(tiny_model, path)
+    torch.manual_seed(0)
+    fields = json.loads((tiny_model / "config.json").read_text())
+    fields = {key: fields[key] for key in ("vocab_size", "hidden_size", "num_attention_heads", "num_key_value_heads")}
+    extra = {"intermediate_size": 48, "num_hidden_layers": 4, "num_local_experts": 4, "output_router_logits": True}
+    config = MixtralConfig(
+        **fields, **extra, router_aux_loss_coef=0.1, initializer_range=0.2, max_position_embeddings=512
+    )
+    MixtralForCausalLM(config).save_pretrained(path)
+    tiny_config["model"]["pretrained_model_name_or_path"] = str(path)
+    settings = {"lora": kind == "lora", "packed": False, "targets": ["*.q_proj", "*.v_proj"]}
+    # One micro-batch in a process is what the ranks of the others see together.
+    [expected] = run_layouts(1, {"one": {}}, local_batch_size=8, **settings).values()
+    for layouts, rows in (({"fsdp2": {}, "ep": {"ep_size": 2}}, 4), ({"tp": {"tp_size": 2}, "cp": {"cp_size": 2}}, 8)):
+        for name, got in run_layouts(2, layouts, local_batch_size=rows, **settings).items():
             compare(name, expected, got)
 
 

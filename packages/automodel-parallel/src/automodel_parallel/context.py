@@ -69,6 +69,11 @@ class ParallelContext:
         """What the strategy does to an optimizer built on the parallel model; only megatron-fsdp does anything."""
         return optimizer
 
+    @property
+    def loss_group(self) -> dist.ProcessGroup | None:
+        """Ranks that hold different tokens; None for one."""
+        return self.meshes.loss.get_group() if self.meshes is not None and self.meshes.loss.size() > 1 else None
+
     def sum_over_data(self, value: Tensor) -> Tensor:
         """Sum over ranks that read different rows: the count of label tokens, taken before sequences are sharded."""
         return _all_reduce(value, self.meshes and self.meshes.dp)

@@ -164,6 +164,7 @@ def shard_sequence(batch: dict[str, Any], state: ContextParallelState) -> dict[s
         if key in batch:
             local[key] = F.pad(batch[key], (0, padding), value=fill)[:, mine_T]
     local["position_ids"] = position_BT[:, mine_T]
+    local["router_mask"] = F.pad(_balanced_over(batch), (0, padding))[:, mine_T]
     if "label_index" in batch:
         local["label_index"] = rebuilt_label_index(local["shift_labels"], batch["label_index"].numel())
     return local
@@ -234,6 +235,13 @@ def _order(length: int, ranks: int, load_balanced: bool, device: torch.device) -
         return positions
     chunks = positions.chunk(2 * ranks)
     return torch.cat([part for rank in range(ranks) for part in (chunks[rank], chunks[2 * ranks - 1 - rank])])
+
+
+def _balanced_over(batch: dict[str, Any]) -> Tensor:
+    """Tokens of rows with a label: what a mixture-of-experts router is balanced over."""
+    mask = batch.get("attention_mask")
+    mask = torch.ones_like(batch["input_ids"]) if mask is None else mask
+    return mask * (batch["shift_labels"] != -100).any(dim=1, keepdim=True)
 
 
 def _positions(batch: dict[str, Any]) -> Tensor:

@@ -25,7 +25,7 @@ from automodel_parallel.expert_parallel import apply_expert_parallel
 from automodel_parallel.init import DistInfo, ensure_process_group
 from automodel_parallel.mesh import Meshes, ParallelDims
 from automodel_parallel.pipeline import SCHEDULES, SEVERAL_STAGES, Pipeline
-from automodel_parallel.pipeline_split import StageRange, check_injected_features, prune, stage_ranges
+from automodel_parallel.pipeline_split import StageRange, check_injected_features, check_router, prune, stage_ranges
 from automodel_parallel.report import ParallelReport
 from automodel_parallel.sequences import pad_sequences
 from automodel_parallel.sharding import apply_fsdp2, parse_mp_policy
@@ -194,6 +194,7 @@ class FSDP2Context(ParallelContext):
         split = list(manager.layers_per_stage) if manager.layers_per_stage is not None else None
         ranges = stage_ranges(len(layers), num_stages, split)
         check_injected_features(model, ranges[0])
+        check_router(model)
         mine = [where for where in ranges if where.index % self.dims.pp == rank]
         self._tied_stages = prune(model, mine)
         parts = ", ".join(f"{where.start}-{where.end - 1}" for where in ranges)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from automodel_parallel.tp.plans import decoder_path
+from automodel_parallel.tp.plans import decoder_path, text_config
 
 _FEEDS_LATER_STAGES = ("attention_mask", "position_ids", "token_type_ids")
 """Model inputs that every stage needs, for masks and positions; the others only make the first hidden states."""
@@ -67,6 +67,16 @@ def check_injected_features(model: nn.Module, first: StageRange) -> None:
         raise ValueError(
             f"image features enter the first {injected} decoder layers, and the first stage has {first.end}: it needs "
             f"{injected + 1} or more. Set layers_per_stage, or fewer stages."
+        )
+
+
+def check_router(model: nn.Module) -> None:
+    """Raises: ValueError: a router's balance loss, whose logits lie on other stages than the loss."""
+    config = text_config(model)
+    if getattr(config, "output_router_logits", False) and getattr(config, "router_aux_loss_coef", 0.0):
+        raise ValueError(
+            f"router_aux_loss_coef={config.router_aux_loss_coef} in a pipeline: routers lie on other stages than the "
+            "loss. Set output_router_logits of the model to false, or pp_size to 1."
         )
 
 

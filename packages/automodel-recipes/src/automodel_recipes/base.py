@@ -178,7 +178,8 @@ class BaseRecipe:
 
     def forward_loss(self, batch: Batch, num_targets: torch.Tensor) -> torch.Tensor:
         """The sum of target losses of one prepared batch over ``num_targets``."""
-        return forward_loss(self.model, batch, self.loss_fn, num_targets)
+        group = self.parallel.loss_group
+        return forward_loss(self.model, batch, self.loss_fn, num_targets, loss_group=group)
 
     # Running.
 

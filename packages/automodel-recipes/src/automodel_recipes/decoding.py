@@ -46,9 +46,13 @@ def _by_transformers(
     pad_id: int,
     parallel: Any,
 ) -> list[list[int]]:
+    # A router's balance is no business of answers, and transformers fails to measure it on one token (5.24).
+    quiet = {"output_router_logits": False} if _measures_routers(model) else {}
+
     def generate() -> torch.Tensor:
         return model.generate(
             **inputs,
+            **quiet,
             max_new_tokens=max_new_tokens,
             do_sample=False,
             num_beams=1,
@@ -64,6 +68,10 @@ def _by_transformers(
         with parallel.whole_sequences(model):
             output = generate()
     return output[:, inputs["input_ids"].shape[1] :].tolist()
+
+
+def _measures_routers(model: Any) -> bool:
+    return bool(getattr(model.config.get_text_config(), "output_router_logits", False))
 
 
 def _through_pipeline(

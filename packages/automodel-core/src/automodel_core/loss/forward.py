@@ -7,19 +7,25 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor, Replicate
 
 from automodel_core.loss.head import check_head_transform, head_parameters, head_transform, probe_logits
-from automodel_core.loss.labels import IGNORE_INDEX
+from automodel_core.loss.router import router_loss
 from automodel_core.loss.tied import joined_gradient
 
-_NOT_FOR_THE_MODEL = ("shift_labels", "label_index", "labels", "sample_ids")
+_NOT_FOR_THE_MODEL = ("shift_labels", "label_index", "labels", "sample_ids", "router_mask")
 _checked_heads: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
 
 
 def forward_loss(
-    model: nn.Module, batch: Mapping[str, Any], loss_fn: Any, num_label_tokens: torch.Tensor | int | None
+    model: nn.Module,
+    batch: Mapping[str, Any],
+    loss_fn: Any,
+    num_label_tokens: torch.Tensor | int | None,
+    *,
+    loss_group: dist.ProcessGroup | None = None,
 ) -> torch.Tensor:
     """The loss of one micro-batch, with a graph to every parameter that trains.
 
@@ -29,8 +35,9 @@ def forward_loss(
         loss_fn: a loss of contract C2. With ``takes_hidden_states`` the output head is entered once with its forward
             exchanged for the loss, so that full logits never exist.
         num_label_tokens: label tokens of the *global* batch.
+        loss_group: ranks that hold different tokens of a micro-step: a mixture-of-experts router is balanced over all.
 
-    Returns: scalar; a mixture-of-experts router's auxiliary loss is added, weighted by this batch's share of labels.
+    Returns: scalar; a router's auxiliary loss is added, weighted by the share of labels; see ``router_loss``.
     Raises: ValueError: no ``shift_labels``, no output head, or a model whose logits the loss cannot reproduce.
     """
     if "shift_labels" not in batch:
@@ -45,7 +52,8 @@ def forward_loss(
     else:
         outputs = model(**inputs)
         loss = loss_fn(outputs.logits, labels, num_label_tokens)
-    return _add_router_loss(loss, outputs, model, labels, num_label_tokens)
+    balance = router_loss(outputs, unwrap(model), batch, num_label_tokens, loss_group)
+    return loss if balance is None else loss + balance
 
 
 def unwrap(model: nn.Module) -> Any:
@@ -148,21 +156,3 @@ def _as_head_output(output: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
         return output
     mesh = hidden.device_mesh
     return DTensor.from_local(output, mesh, [Replicate()] * mesh.ndim, run_check=False)
-
-
-def _add_router_loss(
-    loss: torch.Tensor,
-    outputs: Any,
-    model: nn.Module,
-    labels: torch.Tensor,
-    num_label_tokens: torch.Tensor | int | None,
-) -> torch.Tensor:
-    """Router balance is a mean over this batch's tokens: its share of the labels makes accumulation exact."""
-    auxiliary = getattr(outputs, "aux_loss", None)
-    if not isinstance(auxiliary, torch.Tensor):
-        return loss
-    weight = getattr(unwrap(model).config.get_text_config(), "router_aux_loss_coef", 0.0)
-    share: torch.Tensor | float = 1.0
-    if num_label_tokens is not None:
-        share = (labels != IGNORE_INDEX).sum() / torch.as_tensor(num_label_tokens, device=labels.device).clamp(min=1)
-    return loss + weight * share * auxiliary.to(loss.device)
