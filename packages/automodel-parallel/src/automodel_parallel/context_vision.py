@@ -28,9 +28,9 @@ def cut_at_decoder(model: nn.Module, state: ContextParallelState) -> None:
         mine_T = state.own_positions()
         local = dict(kwargs)
         local["inputs_embeds"] = kwargs["inputs_embeds"][:, mine_T]
+        assert state.position_ids_BT is not None
         positions = kwargs.get("position_ids")
-        positions = state.position_ids_BT if positions is None else positions
-        local["position_ids"] = positions[..., mine_T]
+        local["position_ids"] = (state.position_ids_BT if positions is None else positions)[..., mine_T]
         local["attention_mask"] = None
         if kwargs.get("visual_pos_masks") is not None:
             local |= _own_features(kwargs["visual_pos_masks"], kwargs["deepstack_visual_embeds"], mine_T)
