@@ -126,6 +126,44 @@ def test_eight_bits_train_the_adapter_alone(train):
     assert (recipe.run_dir.final / "adapter_model.safetensors").is_file()
 
 
+def test_a_classifier_on_four_bits_keeps_its_head_whole(tiny_config, tmp_path):
+    """The head is a module of the adapter, written with it; the base cannot be read back as a classifier."""
+    pytest.importorskip("bitsandbytes", reason="the optional extra 'bitsandbytes' of automodel-core is not installed")
+    import json
+
+    from safetensors.torch import load_file
+
+    from automodel_recipes import SequenceClassificationRecipe
+
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"text": letter * 5, "label": letter}) + "\n" for letter in "abab"))
+    load = "automodel_core.NeMoAutoModelForSequenceClassification.from_pretrained"
+    tiny_config["model"] |= {"_target_": load, "num_labels": 2}
+    tiny_config["dataset"] = {"_target_": "classification", "path_or_dataset_id": str(rows), "label_names": ["a", "b"]}
+    tiny_config |= {"peft": {**LORA, "modules_to_save": ["score"]}, "quantization": {"load_in_4bit": True}}
+    tiny_config["checkpoint"] = {"enabled": True, "checkpoint_dir": str(tmp_path / "out")}
+    recipe = SequenceClassificationRecipe(config_from_dict(tiny_config), TrainOptions(quiet=True))
+    try:
+        recipe.setup()
+        recipe.train()
+    finally:
+        recipe.close()
+    assert type(recipe.unwrapped().score) is torch.nn.Linear
+    written = load_file(tmp_path / "out" / "final" / "adapter_model.safetensors")
+    assert torch.equal(written["base_model.model.score.weight"], recipe.unwrapped().score.weight)
+
+
+@pytest.mark.more
+def test_a_run_on_four_bits_goes_on_as_if_it_had_not_stopped(cli, tiny_config):
+    pytest.importorskip("bitsandbytes", reason="the optional extra 'bitsandbytes' of automodel-core is not installed")
+    tiny_config |= {"peft": LORA, "quantization": {"load_in_4bit": True}, "checkpoint": {"enabled": True}}
+    tiny_config["step_scheduler"] |= {"ckpt_every_steps": 2}
+    whole = cli(tiny_config, "whole")
+    cli(tiny_config, "parts", "--max-steps", "2")
+    parts = cli(tiny_config, "parts", "--resume", "auto")
+    assert parts.train("loss") == whole.train("loss")
+
+
 @pytest.mark.more
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_lora_on_four_bits_over_two_processes_is_that_of_one(cli, tiny_config, strategy):

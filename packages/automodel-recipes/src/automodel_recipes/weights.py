@@ -113,9 +113,8 @@ def why_not_readable(r: "BaseRecipe") -> str | None:
         return "the base model is not a local directory"
     if not any(base.glob("*.safetensors")) and not any(base.glob("*.bin")) and not any(base.glob("*.gguf")):
         return f"{base} holds no weights: the base was made at random, and the adapter fits nothing else"
-    architecture = (getattr(config, "architectures", None) or [""])[0]
-    if architecture.endswith("ForSequenceClassification"):
-        return "adapters of classifiers hold no classification head"
+    if type(r.unwrapped()).__name__.endswith("ForSequenceClassification"):
+        return "a reader builds the base by its own class, which may have no classification head"
     return None
 
 
