@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from automodel_recipes.errors import RecipeError
+from automodel_recipes.validation.watch_rules import TRACKERS, wants_tracker
 
 if TYPE_CHECKING:
     from automodel_core.config import ConfigNode
@@ -32,14 +33,11 @@ class MissingExtraError(RecipeError):
 
     exit_code = 2
 
-    def __init__(self, section: str, package: str) -> None:
+    def __init__(self, name: str) -> None:
         super().__init__(
-            f"the {section} section needs {package}, which is not installed. Run pip install "
-            f"'automodel-recipes[{section}]', or remove the section."
+            f"the {name} section needs {name}, which is not installed. Run pip install "
+            f"'automodel-recipes[{name}]', or remove the section."
         )
-
-
-_PACKAGES = {"wandb": "wandb", "tensorboard": "tensorboard", "mlflow": "mlflow"}
 
 
 def require_trackers(config: "ConfigNode") -> None:
@@ -47,9 +45,9 @@ def require_trackers(config: "ConfigNode") -> None:
 
     Raises: MissingExtraError: a section names a tracker whose package is not installed.
     """
-    for section, package in _PACKAGES.items():
-        if config.get(section) is not None and find_spec(package) is None:
-            raise MissingExtraError(section, package)
+    for name in TRACKERS:
+        if wants_tracker(config, name) and find_spec(name) is None:
+            raise MissingExtraError(name)
 
 
 class Trackers:
@@ -68,7 +66,7 @@ class Trackers:
             say: prints a labelled line.
         """
         opened: dict[str, Tracker] = {}
-        if config.get("wandb") is not None and config.get("wandb.enabled", True):
+        if wants_tracker(config, "wandb"):
             from automodel_recipes.loggers.wandb import open_wandb
 
             opened["wandb"] = open_wandb(config, run, say=say)

@@ -7,6 +7,7 @@ from automodel_core.config import ConfigNode
 from automodel_recipes.validation.facts import number
 from automodel_recipes.validation.layout_rules import LAYOUT_RULES, data_ranks
 from automodel_recipes.validation.report import Report
+from automodel_recipes.validation.watch_rules import metric_is_measured, samples_have_rows, trackers_are_there
 
 # transformers derives a block-diagonal mask from position ids that restart, for these and only these.
 _ISOLATING_ATTENTION = ("eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3")
@@ -151,4 +152,7 @@ RULES: tuple[Rule, ...] = (
     _seed_once,
     _exact_match_has_rows,
     _something_is_kept,
+    trackers_are_there,
+    metric_is_measured,
+    samples_have_rows,
 )
