@@ -21,6 +21,7 @@ from rank_group import run_in_group
 LAYOUTS: dict[int, dict[str, dict[str, Any]]] = {
     2: {
         "ddp": {"strategy": "ddp"},
+        "ddp ac": {"strategy": "ddp", "activation_checkpointing": "full"},
         "fsdp2": {},
         "hsdp": {"dp_replicate_size": 2},
         "offload": {"cpu_offload": True},

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
+from automodel_parallel.activation_checkpoint import ActivationCheckpointing, apply_activation_checkpointing
 from automodel_parallel.compile import CompileConfig, compile_blocks
 from automodel_parallel.grad_norm import clip_grad_norm
 from automodel_parallel.init import DistInfo
@@ -30,11 +31,13 @@ class ParallelContext:
             ``pp`` share a ``dp_rank``: they read the same rows.
         pipeline: None, or the schedule that replaces forward and backward under pipeline parallelism.
         compiler: how each block is compiled; off where the manager says nothing.
+        checkpointing: what each block's backward recomputes; nothing where the manager says nothing.
     """
 
     strategy = "single"
     pipeline: Any = None
     compiler = CompileConfig(enabled=False)
+    checkpointing = ActivationCheckpointing(mode="none")
     shards_parameters = False
     """Whether a rank holds a part of the parameters, so that weights are best read into the parts."""
     batches_per_forward = 1
@@ -58,6 +61,7 @@ class ParallelContext:
         Returns: the model to train (its parameter names are reached through ``unwrap``), and what was done.
         """
         report = ParallelReport(self.strategy, self.dims.describe())
+        apply_activation_checkpointing(model, self.checkpointing, compiled=self.compiler.enabled, report=report)
         compile_blocks(model, self.compiler, report=report)
         return self._to_device(model), report
 

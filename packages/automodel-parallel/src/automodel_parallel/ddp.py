@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from automodel_parallel.activation_checkpoint import ActivationCheckpointing
 from automodel_parallel.compile import CompileConfig
 from automodel_parallel.context import ParallelContext
 from automodel_parallel.init import DistInfo
@@ -43,6 +44,8 @@ class DDPManager:
     """Size of a gradient bucket in MiB: one all-reduce each, overlapped with the backward."""
     gradient_as_bucket_view: bool = True
     """Gradients live in the buckets, which saves one copy of them."""
+    activation_checkpointing: bool | str | Mapping[str, Any] | ActivationCheckpointing | None = None
+    """As for ``FSDP2Manager``."""
     compile: bool | Mapping[str, Any] | CompileConfig | None = None
     """As for ``FSDP2Manager``."""
 
@@ -65,6 +68,7 @@ class DDPContext(ParallelContext):
         super().__init__(info, dims, meshes)
         self.manager = manager
         self.compiler = CompileConfig.parse(manager.compile)
+        self.checkpointing = ActivationCheckpointing.parse(manager.activation_checkpointing)
 
     def parallelize(self, model: nn.Module) -> tuple[nn.Module, ParallelReport]:
         """Wrap in DDP with a summing hook. Frozen parameters take no part in the reductions.

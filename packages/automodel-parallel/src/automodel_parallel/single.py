@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from automodel_parallel.activation_checkpoint import ActivationCheckpointing
 from automodel_parallel.compile import CompileConfig
 from automodel_parallel.context import ParallelContext
 from automodel_parallel.init import DistInfo
@@ -16,6 +17,8 @@ from automodel_parallel.mesh import ParallelDims
 class SingleProcessManager:
     """Train in one process, on one device."""
 
+    activation_checkpointing: bool | str | Mapping[str, Any] | ActivationCheckpointing | None = None
+    """As for ``FSDP2Manager``."""
     compile: bool | Mapping[str, Any] | CompileConfig | None = None
     """As for ``FSDP2Manager``."""
 
@@ -31,4 +34,5 @@ class SingleProcessManager:
             )
         context = ParallelContext(info, ParallelDims.derive(world_size=1), meshes=None)
         context.compiler = CompileConfig.parse(self.compile)
+        context.checkpointing = ActivationCheckpointing.parse(self.activation_checkpointing)
         return context
