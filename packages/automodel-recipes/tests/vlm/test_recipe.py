@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
 from automodel_core.config import load_config
 from automodel_data.vlm.mixing import as_media_rows
@@ -194,6 +195,29 @@ def test_a_mixture_of_pictures_and_of_text_as_the_text_recipe_reads_it(
 
 def recipe_text_row(row: dict[str, Any], processor: Any) -> dict[str, Any]:
     return VLMDataset([row], processor)[0]
+
+
+def test_every_section_of_the_text_recipe_works_with_pictures(train: Any) -> None:
+    """Noise, an average that is what is written, half precision, several validation sets, a watch-dog."""
+    validation = {"_target_": "mock_vlm", "num_samples": 5, "image_size": 32, "text_only_every": 2, "seed": 5}
+    recipe = train(
+        "sections",
+        neftune={"noise_alpha": 5.0},
+        ema={"decay": 0.5},
+        mixed_precision={"dtype": "bfloat16"},
+        watchdog={"on_non_finite": "skip"},
+        validation_dataset=validation,
+        validation_dataset_again={**validation, "seed": 6},
+        early_stopping={"patience": 9},
+        lr_scheduler={"lr_decay_style": "cosine", "lr_warmup_steps": 1},
+        checkpoint={"enabled": True, "is_async": True},
+    )
+    rows = [json.loads(line) for line in recipe.run_dir.metrics.read_text().splitlines()]
+    measured = {(row["name"], row["step"]) for row in rows if row["kind"] == "val"}
+    assert {name for name, _ in measured} == {"val", "again"}
+    assert all(row["mfu_percent"] is None or row["mfu_percent"] > 0 for row in rows if row["kind"] == "train")
+    trained, written = weights(recipe), load_file(recipe.run_dir.final / "model.safetensors")
+    assert any(not torch.equal(p, written[name]) for name, p in trained.items() if name in written), "the average"
 
 
 def test_generated_answers_keep_their_pictures(train: Any) -> None:
