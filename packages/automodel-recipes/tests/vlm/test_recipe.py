@@ -13,6 +13,7 @@ from automodel_core.config import load_config
 from automodel_data.vlm.mixing import as_media_rows
 from automodel_data.vlm.rows import VLMDataset
 from automodel_recipes.build.call import build
+from automodel_recipes.errors import UnusableInputError
 from automodel_recipes.options import TrainOptions
 from automodel_recipes.vlm.finetune import VLMFinetuneRecipe
 from automodel_recipes.vlm.kd import VLMKnowledgeDistillationRecipe
@@ -195,6 +196,53 @@ def test_a_mixture_of_pictures_and_of_text_as_the_text_recipe_reads_it(
 
 def recipe_text_row(row: dict[str, Any], processor: Any) -> dict[str, Any]:
     return VLMDataset([row], processor)[0]
+
+
+@pytest.fixture
+def pictures_file(tmp_path: Path) -> Path:
+    """Ten rows with pictures of their own, two without, one broken."""
+    from PIL import Image
+
+    path, rows = tmp_path / "rows.jsonl", []
+    for i in range(12):
+        Image.new("RGB", (32, 32), (20 * i, 0, 200)).save(tmp_path / f"{i}.png")
+        has_picture = i % 6 != 5
+        question = "<image>which?" if has_picture else "which?"
+        turns = [{"from": "human", "value": question}, {"from": "gpt", "value": "b" * (1 + i)}]
+        rows.append({"conversations": turns, **({"image": f"{i}.png"} if has_picture else {})})
+    rows.insert(3, {**rows[0], "image": "missing.png"})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_a_stream_trains_as_the_rows_do_and_resumes(train: Any, pictures_file: Path) -> None:
+    """The same rows in the same order without shuffling; a stopped stream goes on bit for bit."""
+    keys = {
+        "step_scheduler": {"global_batch_size": 8, "local_batch_size": 4, "num_epochs": 2, "max_steps": 4},
+        "dataloader": {"shuffle": False},
+    }
+    rows = {"_target_": "llava_style", "path_or_dataset": str(pictures_file), "max_bad_fraction": 0.5}
+    stream = {**rows, "_target_": "llava_stream"}
+    whole = train("rows", dataset=rows, **keys)
+    streamed = train("stream", dataset=stream, **keys)
+    assert len(losses(whole)) == 4
+    assert losses(streamed) == pytest.approx(losses(whole), rel=1e-6)
+    assert [record.why for record in streamed.train_loader.dataset.report.bad_rows] == ["media file is missing"]
+    saved = {"dataset": stream, **keys, "checkpoint": {"enabled": True}}
+    train("stopped", max_steps=3, **saved)
+    resumed = train("stopped", resume="auto", **saved)
+    mine, theirs = weights(resumed), weights(streamed)
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+
+
+def test_what_a_stream_cannot_do_is_said(train: Any, pictures_file: Path) -> None:
+    stream = {"_target_": "llava_stream", "path_or_dataset": str(pictures_file), "max_bad_fraction": 0.5}
+    with pytest.raises(UnusableInputError, match=r"Set step_scheduler\.max_steps"):
+        train("endless", dataset=stream, step_scheduler={"global_batch_size": 2, "local_batch_size": 2})
+    with pytest.raises(UnusableInputError, match="packed_sequence over a stream of media"):
+        train("packed", dataset=stream, packed_sequence={"packed_sequence_size": 64})
+    with pytest.raises(UnusableInputError, match="validation set 'val' is a stream"):
+        train("validated", validation_dataset=stream)
 
 
 def test_every_section_of_the_text_recipe_works_with_pictures(train: Any) -> None:

@@ -83,6 +83,7 @@ def collate_rows(
     """`default_collate_fn` with the adapter at hand."""
     if not rows:
         raise DataError("the collate got no rows: a batch needs at least one. Check the batch size.")
+    rows = [_decoded(row) for row in rows]
     for row in rows:
         _check(row, adapter)
     features = [part for row in rows for part in _documents(row)]
@@ -91,6 +92,16 @@ def collate_rows(
     else:
         batch = _padded(rows, features, adapter, pad_token_id, pad_seq_len_divisible, blank_media)
     return batch
+
+
+def _decoded(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A row of a stream with its tensors, any other as it is. A row that fills up a window keeps its ignored labels."""
+    if "decode" not in row:
+        return row
+    made = row["decode"]()
+    is_filler = all(label == IGNORE_INDEX for label in row["labels"])
+    labels = row["labels"] if is_filler else made["labels"]
+    return {**made, **{key: value for key, value in row.items() if key != "decode"}, "labels": labels}
 
 
 def _documents(row: Mapping[str, Any]) -> list[Any]:

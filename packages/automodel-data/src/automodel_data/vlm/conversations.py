@@ -76,11 +76,11 @@ def finish(rows: Conversations, processor: Any, path_or_dataset: Any, keys: RowK
     """The conversations themselves, or with a processor the rows that train a model on them."""
     if processor is None:
         return rows
-    keys.setdefault("media_root", _own_directory(path_or_dataset))
+    keys.setdefault("media_root", own_directory(path_or_dataset))
     return VLMDataset(rows, processor, **keys)
 
 
-def _own_directory(path_or_dataset: Any) -> Path | None:
+def own_directory(path_or_dataset: Any) -> Path | None:
     """Where the rows lie, if that is one local directory."""
     paths = path_or_dataset if isinstance(path_or_dataset, (list, tuple)) else [path_or_dataset]
     if not all(isinstance(path, (str, Path)) and Path(path).exists() for path in paths):

@@ -14,7 +14,7 @@ from automodel_data.vlm.mixing import as_media_rows
 from automodel_data.vlm.packing import pack_vlm_rows, refuse_leaking_vlm_packs
 from automodel_recipes.build.call import accepted, build, plain
 from automodel_recipes.build.data import build_eval_loader, build_train_loader
-from automodel_recipes.data_facts import DataFacts, first_row, reported
+from automodel_recipes.data_facts import DataFacts, first_row, gather_facts, reported
 from automodel_recipes.errors import RecipeError, UnusableInputError
 from automodel_recipes.llm.finetune import LLMFinetuneRecipe
 from automodel_recipes.vlm.answers import LazyRows, generate_vlm_answers
@@ -41,8 +41,24 @@ class VLMFinetuneRecipe(LLMFinetuneRecipe):
         """Training set, packed if asked for, and every ``validation_dataset[_NAME]``."""
         config = self.config
         dataset = self._rows(config.dataset)
+        self._refuse_endless_run(dataset)
         self._refuse_idle_towers(dataset)
-        self.data_facts = DataFacts(
+        self.data_facts = self._facts(dataset)
+        self.first_row = first_row(dataset, self.tokenizer)
+        packed = self._packed_size() > 0
+        rows: Any = self._packed(dataset) if packed else dataset
+        if packed:
+            self.data_facts = replace(self.data_facts, pack_utilisation=rows.utilisation)
+        self.train_loader = build_train_loader(
+            config, rows, collate_fn=self._collate("dataloader"), parallel=self.parallel, seed=self.seed
+        )
+        self.build_validation()
+
+    def _facts(self, dataset: Any) -> DataFacts:
+        """Of a map-style set from its survey, without decoding anything."""
+        if _is_stream(dataset):
+            return gather_facts(dataset, self.tokenizer)
+        return DataFacts(
             num_rows=len(dataset),
             num_rows_seen=len(dataset),
             num_tokens=int(dataset.lengths.sum()),
@@ -51,17 +67,15 @@ class VLMFinetuneRecipe(LLMFinetuneRecipe):
             p95_length=int(np.percentile(dataset.lengths, 95)),
             **reported(dataset),
         )
-        self.first_row = first_row(dataset, self.tokenizer)
-        packed = self._packed_size() > 0
-        if packed:
-            refuse_leaking_vlm_packs(self.unwrapped(), dataset.adapter)
-        rows: Any = pack_vlm_rows(dataset, **plain(config.packed_sequence)) if packed else dataset
-        if packed:
-            self.data_facts = replace(self.data_facts, pack_utilisation=rows.utilisation)
-        self.train_loader = build_train_loader(
-            config, rows, collate_fn=self._collate("dataloader"), parallel=self.parallel, seed=self.seed
-        )
-        self.build_validation()
+
+    def _packed(self, dataset: Any) -> Any:
+        if _is_stream(dataset):
+            raise UnusableInputError(
+                "packed_sequence over a stream of media: packs are made of rows whose lengths are known. Name a "
+                "map-style dataset, such as llava_style, or leave packed_sequence out."
+            )
+        refuse_leaking_vlm_packs(self.unwrapped(), dataset.adapter)
+        return pack_vlm_rows(dataset, **plain(self.config.packed_sequence))
 
     def _refuse_idle_towers(self, dataset: Any) -> None:
         """Several processes wait for the gradient of every trainable weight, also of those that no row reaches."""
@@ -80,6 +94,11 @@ class VLMFinetuneRecipe(LLMFinetuneRecipe):
         self.eval_rows = []
         for name, section in self._validation_sections():
             rows = self._rows(section)
+            if _is_stream(rows):
+                raise UnusableInputError(
+                    f"validation set {name!r} is a stream ({type(rows).__name__}): validation covers every row once. "
+                    "Name a map-style dataset, such as llava_style, with limit_dataset_samples."
+                )
             self.eval_loaders[name] = build_eval_loader(self.config, rows, collate_fn=collate, parallel=self.parallel)
             if name == "val":
                 self.eval_rows = LazyRows(rows)
@@ -126,6 +145,10 @@ class VLMFinetuneRecipe(LLMFinetuneRecipe):
         if not accepted(target, {"processor": self.processor}):
             raise RecipeError(f"{name}.collate_fn takes no processor. Use default_collate_fn or another VLM collate.")
         return BoundCollate(target, self.processor, keys)
+
+
+def _is_stream(dataset: Any) -> bool:
+    return not hasattr(dataset, "__len__")
 
 
 def build_processor(config: ConfigNode) -> Any:
