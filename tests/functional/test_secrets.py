@@ -54,6 +54,8 @@ def test_a_traceback_leaks_no_secret(cli, secret_config, tmp_path):
         ["config", "show", "--json"],
         ["validate"],
         ["launch", "slurm", "--dry-run"],
+        ["launch", "nodes"],
+        ["launch", "k8s", "--dry-run"],
     ],
 )
 def test_looking_at_a_configuration_leaks_no_secret(secret_config, write_yaml, command):

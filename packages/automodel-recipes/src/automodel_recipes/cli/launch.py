@@ -91,6 +91,7 @@ def nodes(
     if node_rank is not None and node_rank >= nnodes:
         raise click.UsageError(f"--node-rank {node_rank} of {nnodes} machines: it must be below {nnodes}")
     read_config(config, overrides, **allowed)  # type: ignore[arg-type]
+    _refuse_secrets(overrides)
     words = [*job_words(overrides), *_permissions(**allowed)]  # type: ignore[arg-type]
     if node_rank is not None:
         from automodel_recipes.launch.local import Machine
@@ -143,7 +144,7 @@ def submit_to_slurm(
 
 
 def _refuse_secrets(overrides: Sequence[str]) -> None:
-    """A job script keeps the words of its command, so a secret must not be among them."""
+    """A job script, or a printed command, keeps its words, so a secret must not be among them."""
     from automodel_core.config.overrides import parse_overrides
     from automodel_core.config.secret import is_secret_key
 
