@@ -1,11 +1,12 @@
 """A run that is stopped and resumed is bit for bit the run that was not."""
 
 import contextlib
+from pathlib import Path
 
 import pytest
 
-from automodel_ckpt import CheckpointError
-from automodel_recipes.errors import RunDirectoryError
+from automodel_ckpt import CheckpointError, StateMismatch
+from automodel_recipes.errors import Interrupted, RunDirectoryError
 from resuming import LORA, run, stopped_and_resumed, trace, weights_hash
 
 
@@ -67,7 +68,7 @@ def test_dropping_a_state_item_is_seen(resumable, tmp_path, dropped, monkeypatch
     straight = run(resumable)
     from automodel_recipes.checkpointing import RunCheckpointer
 
-    whole = RunCheckpointer._state
+    whole = RunCheckpointer.state
 
     def partial(self):
         state = whole(self)
@@ -76,7 +77,7 @@ def test_dropping_a_state_item_is_seen(resumable, tmp_path, dropped, monkeypatch
                 section.pop(dropped, None)
         return state
 
-    monkeypatch.setattr(RunCheckpointer, "_state", partial)
+    monkeypatch.setattr(RunCheckpointer, "state", partial)
     monkeypatch.setattr("automodel_ckpt.load", _lenient_load)
     with contextlib.suppress(CheckpointError):
         resumed = stopped_and_resumed(resumable, tmp_path, [4])
@@ -87,6 +88,50 @@ def _lenient_load(path, state, **keys):
     from automodel_ckpt.loading import load
 
     return load(path, {name: value for name, value in state.items() if value}, **{**keys, "strict": False})
+
+
+def _other_rows(config, tmp_path):
+    rows = Path(config["dataset"]["path_or_dataset_id"]).read_text()
+    (tmp_path / "other.jsonl").write_text(rows.replace("abc abc abc abc abc", "abc abd abc abc abc"))
+    config["dataset"]["path_or_dataset_id"] = str(tmp_path / "other.jsonl")
+
+
+def _other_base(config, tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    source = config["model"]["pretrained_model_name_or_path"]
+    model = AutoModelForCausalLM.from_pretrained(source)
+    model.model.norm.weight.data.mul_(1.5)
+    model.save_pretrained(tmp_path / "base")
+    AutoTokenizer.from_pretrained(source).save_pretrained(tmp_path / "base")
+    config["model"]["pretrained_model_name_or_path"] = str(tmp_path / "base")
+
+
+def _other_alpha(config, tmp_path):
+    config["peft"] = {**LORA, "alpha": 16}
+
+
+def _other_rank(config, tmp_path):
+    config["peft"] = {**LORA, "dim": 8}
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (_other_rows, "belongs to another run; different are the training rows, or how"),
+        (_other_base, "different are the base model's frozen weights"),
+        (_other_alpha, r"different are the adapter's settings .*'alpha': 8.*'alpha': 16"),
+        (_other_rank, r"lora_A\.weight: shape \[4, 32\] in the checkpoint, \[8, 32\] here"),
+    ],
+)
+def test_checkpoint_of_another_run_is_refused_with_what_differs(resumable, tmp_path, change, message):
+    resumable["peft"] = LORA
+    with pytest.raises(Interrupted):
+        run(resumable, stop_after=2)
+    change(resumable, tmp_path)
+    with pytest.raises(StateMismatch, match=message) as caught:
+        run(resumable, resume="auto")
+    assert caught.value.differences
 
 
 def test_a_directory_with_a_run_is_refused(resumable):

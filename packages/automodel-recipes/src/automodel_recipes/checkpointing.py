@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from automodel_ckpt import CheckpointingConfig
 from automodel_recipes.errors import RecipeError
 from automodel_recipes.evaluate import named_metrics
+from automodel_recipes.identity import RunIdentity
 from automodel_recipes.places import checkpoint_path
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class RunCheckpointer:
         self.first_checked = False
         self._said_why_not = False
         self._saver: Any = None
+        self._identity = RunIdentity(recipe)
         self._step_on_disk: int | None = None  # saved by this run, or where it went on from
 
     def state(self) -> dict[str, Any]:
@@ -52,6 +54,7 @@ class RunCheckpointer:
             "lr_schedule": r.lr_schedule,
             "dataloader": r.train_loader,
             "watchdog": r.watchdog,
+            "identity": self._identity,
         }
         if r.early_stopping is not None:
             state["train"]["early_stopping"] = r.early_stopping
