@@ -46,6 +46,7 @@ LAYOUTS: dict[int, dict[str, dict[str, Any]]] = {
         },
         "tp import path": {"tp_size": 2, "tp_plan": "layout_runs:MLP_PLAN"},
         "cp": {"cp_size": 2},
+        "cp ring": {"cp_size": 2, "cp_method": "ring"},
         "cp contiguous": {"cp_size": 2, "cp_load_balanced": False},
         "pp": {"pp_size": 2},
         "pp gpipe": {"pp_size": 2, "pp_schedule": "gpipe", "layers_per_stage": [1, 3]},
@@ -182,6 +183,17 @@ def test_every_layout(run_layouts, kind: str) -> None:
     for world_size, layouts in LAYOUTS.items():
         for name, got in run_layouts(world_size, layouts, **settings).items():
             compare(name, expected, got)
+
+
+@pytest.mark.more
+def test_a_loss_on_hidden_states(run_layouts, tiny_config) -> None:
+    """The head is entered once, whole or cut."""
+    tiny_config["loss_fn"] = {"_target_": "fused_linear_ce"}
+    settings = {"lora": False, "packed": False}
+    [expected] = run_layouts(1, {"one": {}}, **settings).values()
+    chosen = {name: LAYOUTS[2][name] for name in ("ddp", "fsdp2", "tp sp", "tp cut logits", "cp")}
+    for name, got in run_layouts(2, chosen, **settings).items():
+        compare(name, expected, got)
 
 
 @pytest.mark.more

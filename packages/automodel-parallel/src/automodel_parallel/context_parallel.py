@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from transformers import AttentionInterface
 
 from automodel_parallel import collectives
 from automodel_parallel.report import ParallelReport
+from automodel_parallel.ring_attention import ring_attention
 from automodel_parallel.sequences import rebuilt_label_index
 
 ATTENTION_NAME = "automodel_context_parallel"
@@ -34,6 +36,8 @@ class ContextParallelState:
     """What attention must know about the batch that is running."""
 
     group: dist.ProcessGroup
+    ring: bool = False
+    """Pass keys and values around instead of gathering them."""
     load_balanced: bool = True
     """Give each rank one early and one late chunk, since late tokens attend to more (zigzag)."""
     position_T: Tensor | None = None
@@ -46,6 +50,8 @@ class ContextParallelState:
     """``[B, T]``: positions within whole rows, in their own order."""
     own_attention: str = "sdpa"
     """The attention that the model had, for sequences that are not cut."""
+    balances_router: bool = False
+    """Whether the model measures how evenly its experts are chosen."""
     model_type: str = ""
     """``model_type`` of the model's config."""
     paused: bool = False
@@ -69,27 +75,27 @@ class ContextParallelState:
         self.image_BT = None if images is None else images[:, self.position_T]
         self.position_ids_BT = torch.arange(length, device=document_BT.device).expand(rows, length)
 
-    def mask(self, *, sliding_window: int | None) -> Tensor:
-        """``[B, 1, T_local, T]`` bool: which keys each of this rank's queries sees."""
+    def mask(self, *, sliding_window: int | None, rank: int | None = None) -> Tensor:
+        """``[B, 1, T_local, T]`` bool: which keys each of this rank's queries sees; of those of one rank, if given."""
         if self.position_T is None or self.document_BT is None:
             raise RuntimeError(
                 "context-parallel attention without a sharded batch: pass each batch through context.shard_sequence()."
             )
-        query_T = self.own_positions()
-        query_document_BT = self._own_part(self.document_BT)
-        distance = query_T[:, None] - self.position_T[None, :]
+        query_T, key_T = self.own_positions(), self._part(self.position_T, rank)
+        query_document_BT = self._part(self.document_BT, self.group.rank())
+        distance = query_T[:, None] - key_T[None, :]
         seen = distance >= 0
         if sliding_window is not None:
             seen &= distance < sliding_window
         if self.image_BT is not None:
-            query_image_BT = self._own_part(self.image_BT)[:, :, None]
-            seen = seen | ((query_image_BT == self.image_BT[:, None, :]) & (query_image_BT >= 0))
-        same = query_document_BT[:, :, None] == self.document_BT[:, None, :]
+            query_image_BT = self._part(self.image_BT, self.group.rank())[:, :, None]
+            seen = seen | ((query_image_BT == self._part(self.image_BT, rank)[:, None, :]) & (query_image_BT >= 0))
+        same = query_document_BT[:, :, None] == self._part(self.document_BT, rank)[:, None, :]
         # A padded query sees itself: a row without any key would be NaN.
         return ((seen & same) | (distance == 0))[:, None]
 
-    def _own_part(self, whole_BT: Tensor) -> Tensor:
-        return whole_BT.chunk(self.group.size(), dim=1)[self.group.rank()]
+    def _part(self, whole: Tensor, rank: int | None) -> Tensor:
+        return whole if rank is None else whole.chunk(self.group.size(), dim=-1)[rank]
 
 
 def apply_context_parallel(model: nn.Module, state: ContextParallelState, *, report: ParallelReport) -> None:
@@ -107,6 +113,7 @@ def apply_context_parallel(model: nn.Module, state: ContextParallelState, *, rep
     AttentionInterface.register(ATTENTION_NAME, context_parallel_attention)
     text = config.get_text_config()
     state.own_attention, state.model_type = text._attn_implementation or "sdpa", config.model_type
+    state.balances_router = bool(getattr(text, "output_router_logits", False))
     _set_attention(model, ATTENTION_NAME)
     decoder: nn.Module = model
     if text is not config:
@@ -121,7 +128,7 @@ def apply_context_parallel(model: nn.Module, state: ContextParallelState, *, rep
         module.context_parallel_state = state
     if not layers:
         raise ValueError(f"context parallelism found no attention in {type(model).__name__}. Set cp_size to 1.")
-    order = "load balanced" if state.load_balanced else "contiguous"
+    order = ("load balanced" if state.load_balanced else "contiguous") + (", ring" if state.ring else "")
     report.add(f"context parallel: {len(layers)} attention layers over {state.group.size()} ranks, {order}")
 
 
@@ -164,7 +171,8 @@ def shard_sequence(batch: dict[str, Any], state: ContextParallelState) -> dict[s
         if key in batch:
             local[key] = F.pad(batch[key], (0, padding), value=fill)[:, mine_T]
     local["position_ids"] = position_BT[:, mine_T]
-    local["router_mask"] = F.pad(_balanced_over(batch), (0, padding))[:, mine_T]
+    if state.balances_router:
+        local["router_mask"] = F.pad(_balanced_over(batch), (0, padding))[:, mine_T]
     if "label_index" in batch:
         local["label_index"] = rebuilt_label_index(local["shift_labels"], batch["label_index"].numel())
     return local
@@ -206,6 +214,12 @@ def context_parallel_attention(
     if kwargs.get("s_aux") is not None:
         raise ValueError("context parallelism does not know attention sinks (s_aux). Set cp_size to 1 for this model.")
     state: ContextParallelState = module.context_parallel_state
+    if state.ring:
+        if dropout:
+            raise ValueError("cp_method ring knows no attention dropout: set attention_dropout of the model to 0.")
+        masks = partial(_mask_of_rank, state, sliding_window)
+        out = ring_attention(query, key, value, group=state.group, mask=masks, scaling=scaling, softcap=softcap)
+        return out.transpose(1, 2).contiguous(), None
     key = collectives.gather_for_partial(key, state.group, dim=2)
     value = collectives.gather_for_partial(value, state.group, dim=2)
     groups = query.shape[1] // key.shape[1]
@@ -217,6 +231,10 @@ def context_parallel_attention(
     else:
         out = _softcapped_attention(query, key, value, mask, dropout=dropout, scaling=scaling, softcap=softcap)
     return out.transpose(1, 2).contiguous(), None
+
+
+def _mask_of_rank(state: ContextParallelState, sliding_window: int | None, rank: int) -> Tensor:
+    return state.mask(sliding_window=sliding_window, rank=rank)
 
 
 def _softcapped_attention(

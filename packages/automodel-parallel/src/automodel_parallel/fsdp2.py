@@ -66,6 +66,9 @@ class FSDP2Manager:
     """With ``tp_size``: logits stay cut along the vocabulary (a DTensor), for a loss that can work on them."""
     cp_size: int | str | None = None
     """Context ranks: each holds a part of every sequence."""
+    cp_method: str = "all_gather"
+    """``all_gather``: one fused attention over gathered keys and values; ``ring``: they are passed around, and memory
+    does not grow with ``cp_size``, at the price of an attention without fused kernels."""
     cp_load_balanced: bool = True
     """Each context rank gets an early and a late chunk, so that causal attention costs the same everywhere."""
     pp_size: int | str | None = None
@@ -105,6 +108,8 @@ class FSDP2Manager:
         parse_mp_policy(self.mp_policy)
         ActivationCheckpointing.parse(self.activation_checkpointing)
         CompileConfig.parse(self.compile)
+        if self.cp_method not in ("all_gather", "ring"):
+            raise ValueError(f"cp_method={self.cp_method!r}: it must be all_gather or ring. Change it.")
         for name in ("sequence_parallel", "loss_parallel", "tp_plan"):
             if getattr(self, name) and dims.tp == 1:
                 raise ValueError(f"{name} without tensor ranks: set tp_size to 2 or more, or remove {name}.")
@@ -154,7 +159,9 @@ class FSDP2Context(ParallelContext):
         self._sees_images = False
         if dims.cp > 1:
             group = meshes.axes["cp"].get_group()
-            self._sequence = ContextParallelState(group, load_balanced=manager.cp_load_balanced)
+            self._sequence = ContextParallelState(
+                group, ring=manager.cp_method == "ring", load_balanced=manager.cp_load_balanced
+            )
 
     def parallelize(self, model: nn.Module) -> tuple[nn.Module, ParallelReport]:
         """Cut, checkpoint, compile and shard the model in place; parameters become DTensors under their own names."""
