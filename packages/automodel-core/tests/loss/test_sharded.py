@@ -14,8 +14,11 @@ from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_modul
 from automodel_core.loss import (
     ChunkedCrossEntropy,
     FusedLinearCrossEntropy,
+    KDLoss,
     MaskedCrossEntropy,
+    forward_kd_loss,
     forward_loss,
+    hf_loss,
     shift_labels,
 )
 from automodel_core.peft import PeftConfig, adapter_state_dict, apply_lora, init_lora
@@ -66,6 +69,23 @@ def check_fsdp():
     compare(gradients(model), gradients(want_model))
 
 
+def check_distillation_under_fsdp():
+    from core_families import build
+
+    batch, loss_fn = shift_labels(make_batch()), KDLoss(2.0, 0.5, chunk_size=4)
+    teacher = build("gemma2", vocab_size=96, hidden_size=48)
+    want_model, model = make_model(), make_model()
+    want = forward_kd_loss(want_model, teacher, batch, loss_fn, 10)
+    want.backward()
+    mesh = init_device_mesh("cpu", (2,), mesh_dim_names=("dp_shard",))
+    for layer in (*model.model.layers, model):
+        fully_shard(layer, mesh=mesh)
+    loss = forward_kd_loss(model, teacher, batch, loss_fn, 10)
+    loss.backward()
+    torch.testing.assert_close(loss, want)
+    compare(gradients(model), gradients(want_model))
+
+
 def check_tensor_parallel_head():
     batch = shift_labels(make_batch())
     want_model = make_model()
@@ -103,7 +123,9 @@ def compare(got, want):
 
 
 @pytest.mark.more
-@pytest.mark.parametrize("body", [check_fsdp, check_tensor_parallel_head, check_init_on_shards])
+@pytest.mark.parametrize(
+    "body", [check_fsdp, check_distillation_under_fsdp, check_tensor_parallel_head, check_init_on_shards]
+)
 def test_two_processes_equal_one(body):
     run(body)
 
@@ -124,7 +146,22 @@ def test_a_sharded_weight_and_hidden_states_are_gathered(tmp_path):
         torch.testing.assert_close(got, want)
         for grad, want_grad in zip(torch.autograd.grad(got, leaves), want_grads, strict=True):
             torch.testing.assert_close(grad.full_tensor(), want_grad)
-        logits = distribute_tensor((hidden @ weight.T).detach(), mesh, [Shard(2)])
-        torch.testing.assert_close(MaskedCrossEntropy()(logits, labels, 10), want.detach())
+        plain = (hidden @ weight.T).detach()
+        teacher = torch.randn(2, 5, 11)
+        losses = {
+            "masked": lambda logits, other: MaskedCrossEntropy()(logits, labels, 10),
+            "chunked": lambda logits, other: ChunkedCrossEntropy(3)(logits, labels, 10),
+            "kd": lambda logits, other: KDLoss(2.0, 0.5, chunk_size=3)(logits, other, labels, 10),
+            "hf": lambda logits, other: hf_loss(MaskedCrossEntropy())({"logits": logits}, labels, 10),
+        }
+        for name, loss in losses.items():
+            whole = plain.clone().requires_grad_()
+            sharded = distribute_tensor(plain, mesh, [Shard(2)]).requires_grad_()
+            want = loss(whole, teacher)
+            got = loss(sharded, distribute_tensor(teacher, mesh, [Shard(2)]))
+            torch.testing.assert_close(got, want, msg=lambda text, n=name: f"{n}: {text}")
+            (want_grad,), (grad,) = torch.autograd.grad(want, whole), torch.autograd.grad(got, sharded)
+            torch.testing.assert_close(grad.full_tensor(), want_grad, msg=lambda text, n=name: f"{n}: {text}")
+            assert want_grad.abs().max() > 1e-3
     finally:
         dist.destroy_process_group()

@@ -26,6 +26,7 @@ class EMA:
             raise ValueError(f"decay={decay}: it must be between 0 and 1. 0.999 is usual.")
         self.decay = decay
         self._sharded = [module for module in model.modules() if isinstance(module, FSDPModule)]
+        self._scatter()
         self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._averages = {name: p.detach().float().clone() for name, p in self._parameters.items()}
 
@@ -71,10 +72,14 @@ class EMA:
         for name, average in self._averages.items():
             average.copy_(_like(average, state["averages"][name]))
 
+    def _scatter(self) -> None:
+        """A root that stays gathered after a forward holds copies, and would go on with their old values."""
+        for module in self._sharded:
+            module.reshard()
+
     @torch.no_grad()
     def _write(self, values: dict[str, torch.Tensor]) -> None:
-        for module in self._sharded:
-            module.reshard()  # a root that stays gathered after a forward would go on with the old values
+        self._scatter()
         for name, parameter in self._parameters.items():
             parameter.copy_(values[name])
 
