@@ -26,6 +26,7 @@ from automodel_recipes.loggers.console import Console
 from automodel_recipes.loggers.trackers import require_trackers
 from automodel_recipes.loop import TrainSummary, train_loop
 from automodel_recipes.options import TrainOptions
+from automodel_recipes.preflight import preflight
 from automodel_recipes.profiling import build_profiler
 from automodel_recipes.records import RunRecords
 from automodel_recipes.run_dir import choose_run_directory, default_run_path
@@ -77,6 +78,8 @@ class BaseRecipe:
         self.records = RunRecords(self)
         self.memory = RunMemory(self)
         self.memory.make_estimate()
+        if self.options.preflight:
+            preflight(self)
         self.checkpointer = RunCheckpointer(self)
         self.checkpointer.resume()
 

@@ -19,6 +19,12 @@ class UnusableInputError(RecipeError):
     exit_code = 2
 
 
+class OutOfMemory(RecipeError):
+    """Memory ran out; notes say what it was used for and what would need less."""
+
+    exit_code = 3
+
+
 class NonFiniteLossError(RecipeError):
     """The loss, the gradient norm or a weight is NaN or infinite."""
 

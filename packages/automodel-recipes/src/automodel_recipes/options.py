@@ -13,6 +13,8 @@ class TrainOptions:
     """Stop after this many optimizer steps; schedules keep the length that the YAML gives."""
     dry_run: bool = False
     """Build everything, write nothing but the run's record, train no step."""
+    preflight: bool = False
+    """Train on the longest micro-batch before the first step, to see that it fits; nothing of it stays."""
     nproc_per_node: int = 1
     """Processes on this machine."""
     quiet: bool = False

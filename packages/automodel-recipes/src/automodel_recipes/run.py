@@ -11,6 +11,7 @@ from automodel_recipes.errors import RecipeError
 from automodel_recipes.interrupt import catch_stop_signals
 from automodel_recipes.launch.local import end_with_launcher
 from automodel_recipes.options import TrainOptions
+from automodel_recipes.out_of_memory import explain, is_out_of_memory
 
 if TYPE_CHECKING:
     from automodel_recipes.base import BaseRecipe
@@ -65,6 +66,10 @@ def run(config: ConfigNode, options: TrainOptions | None = None) -> int:
         try:
             recipe.setup()
             recipe.train()
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise explain(recipe, error) from error
+            raise
         finally:
             recipe.close()
     return 0

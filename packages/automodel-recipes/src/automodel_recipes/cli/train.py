@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 @click.option("--nproc-per-node", default=1, metavar="N", type=click.IntRange(1), help="Processes on this machine.")
 @click.option("--resume", default="never", metavar="auto|never|PATH", help="Go on with a run, or RUN@1200.")
 @click.option("--max-steps", type=click.IntRange(1), metavar="N", help="Stop after N optimizer steps.")
+@click.option("--preflight", is_flag=True, help="First a step on the longest rows, to see that they fit.")
 @click.option("--dry-run", is_flag=True, help="Build everything, train no step.")
 @click.option("--quiet", is_flag=True, help="Print no screen.")
 @output_options
@@ -32,6 +33,7 @@ def train(
     nproc_per_node: int,
     resume: str,
     max_steps: int | None,
+    preflight: bool,
     dry_run: bool,
     quiet: bool,
     as_json: bool,
@@ -59,6 +61,7 @@ def train(
     options = TrainOptions(
         resume=resume,
         max_steps=max_steps,
+        preflight=preflight,
         dry_run=dry_run,
         nproc_per_node=nproc_per_node,
         quiet=quiet or as_json,
