@@ -27,7 +27,7 @@ def preflight(r: "BaseRecipe") -> None:
     kept: dict[str, Any] = {"lr_schedule": r.lr_schedule, "ema": r.ema, "loss_scaler": r.loss_scaler}
     rates = [group["lr"] for group in r.optimizer.param_groups]
     try:
-        r.lr_schedule, r.ema = SimpleNamespace(last_lr=0.0, step=lambda: None), None  # type: ignore[assignment]
+        r.lr_schedule, r.ema = SimpleNamespace(last_lr=0.0, step=lambda: None), None
         r.loss_scaler = copy.deepcopy(r.loss_scaler)
         for group in r.optimizer.param_groups:
             group["lr"] = torch.zeros_like(group["lr"]) if isinstance(group["lr"], torch.Tensor) else 0.0

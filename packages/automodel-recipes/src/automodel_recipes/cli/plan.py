@@ -55,6 +55,7 @@ def plan(
     if serious := [problem for problem in report.problems if not problem.path.startswith(_LAYOUT)]:
         raise ConfigError(serious)
     from automodel_recipes.plan.data import longest_row
+    from automodel_recipes.plan.edits import RankedEdit, edit_lines, rank_edits
     from automodel_recipes.plan.make import make_plan
     from automodel_recipes.plan.report import plan_json, plan_lines
     from automodel_recipes.plan.timing import step_time
@@ -64,10 +65,8 @@ def plan(
     if not made.problems:
         made.problems += [problem.message for problem in report.problems]
     time = None if bench is None else step_time(made, bench, gpu=card)
-    now, edits = 0, []
+    now, edits = 0, list[RankedEdit]()
     if advise and made.estimate is not None:
-        from automodel_recipes.plan.edits import edit_lines, rank_edits
-
         now, edits = rank_edits(node, world_size=world_size, seq_length=seq_length, longest_row=found)
     if as_json:
         record = plan_json(made, gpu=card, time=time)

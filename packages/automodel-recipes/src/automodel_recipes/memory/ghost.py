@@ -16,6 +16,13 @@ from automodel_recipes.memory.live import is_traceable_wrapper_subclass_type
 _WHOLE_NUMBERS = frozenset({torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64})
 _ARANGE = (torch.ops.aten.arange.default, torch.ops.aten.arange.start, torch.ops.aten.arange.start_step)
 _COMPARISONS = (torch.ops.aten.allclose.default, torch.ops.aten.equal.default)
+_aten = torch.ops.aten
+# What floats without values compare to: nothing is equal, larger or smaller, which is how ordinary data take their way.
+_ORDER = {
+    op: name == "ne"
+    for name in ("eq", "ne", "lt", "le", "gt", "ge")
+    for op in (getattr(_aten, name).Scalar, getattr(_aten, name).Tensor)
+}
 _INDEXING = (torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default, torch.ops.aten.index_put_.default)
 # Above this many elements a whole-number result stays without memory too: masks of very long rows.
 _MOST_REAL_ELEMENTS = 1 << 24
@@ -54,6 +61,10 @@ class GhostTensors(TorchDispatchMode):
         if any(isinstance(tensor, FakeTensor) for tensor in tensors):
             if func in _COMPARISONS:
                 return True  # checks of values, which are there to fail in real runs
+            if func in _ORDER and _broadcast_elements(tensors) <= _MOST_REAL_ELEMENTS:
+                shape = torch.broadcast_shapes(*(tensor.shape for tensor in tensors))
+                with _disable_current_modes():
+                    return torch.full(shape, _ORDER[func])
             return func(*_without_boolean_indices(func, args), **kwargs)
         if _stays_real(func, tensors, kwargs):
             with _disable_current_modes():

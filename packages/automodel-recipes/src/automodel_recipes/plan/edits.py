@@ -51,8 +51,8 @@ def possible_edits(config: ConfigNode, *, world_size: int) -> Iterator[Edit]:
             half -= 1
         yield Edit((f"step_scheduler.local_batch_size={half}",), "more accumulation for the same global batch")
     if not get("distributed.activation_checkpointing") and "_target_" not in (get("distributed") or {}):
-        words = () if strategy == "fsdp2" else ("distributed.strategy=fsdp2",)
-        yield Edit((*words, "distributed.activation_checkpointing=true"), "about a third more computation")
+        sharded = () if strategy == "fsdp2" else ("distributed.strategy=fsdp2",)
+        yield Edit((*sharded, "distributed.activation_checkpointing=true"), "about a third more computation")
     if strategy == "ddp" and world_size > 1:
         yield Edit(("distributed.strategy=fsdp2",), f"shards over {world_size} ranks; more communication")
     if get("peft") is None:
