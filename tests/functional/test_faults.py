@@ -42,7 +42,8 @@ def poisoned(tiny_config, tiny_model, chat_rows, tmp_path):
     tiny_config["model"]["pretrained_model_name_or_path"] = str(model)
     tiny_config["dataset"]["path_or_dataset_id"] = str(tmp_path / "rows.jsonl")
     tiny_config["step_scheduler"]["local_batch_size"] = 4
-    tiny_config["checkpoint"] = {"enabled": True, "checkpoint_dir": str(tmp_path / "run")}
+    # A model with such a weight is refused where it is written, which the first export would be.
+    tiny_config["checkpoint"] = {"enabled": True, "checkpoint_dir": str(tmp_path / "run"), "read_back": False}
     return tiny_config
 
 
@@ -83,7 +84,7 @@ def test_a_poisoned_row_stops_the_run_by_its_id_and_leaves_the_weights_alone(poi
 @pytest.mark.more
 def test_two_ranks_stop_with_code_5_and_the_row_of_either_is_named(poisoned, cli):
     run = cli(poisoned, "two", "--nproc-per-node", "2", check=False)
-    assert run.exit_code == 5
+    assert run.exit_code == 5, run.stdout + run.stderr
     assert "Rows whose loss is not finite: 11. " in run.stderr
     assert "No single row" not in run.stderr
 
