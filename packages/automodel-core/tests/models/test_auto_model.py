@@ -101,6 +101,18 @@ def test_a_classifier_takes_a_language_models_body(saved):
     assert torch.equal(model.model.norm.weight, NeMoAutoModelForCausalLM.from_pretrained(saved).model.norm.weight)
 
 
+@pytest.mark.parametrize("materialize", [True, False])
+def test_fields_of_the_config_can_be_given_beside_it(materialize):
+    given = config("llama")
+    keys = {"num_labels": 5, "rms_norm_eps": 1e-3, "materialize": materialize}
+    model = NeMoAutoModelForSequenceClassification.from_config(given, **keys)
+    assert model.score.out_features == len(model.config.id2label) == 5
+    assert model.config.rms_norm_eps == 1e-3
+    assert given.num_labels == 2
+    with pytest.raises(TypeError, match="num_heads_of_hair"):
+        NeMoAutoModelForSequenceClassification.from_config(given, num_heads_of_hair=1)
+
+
 def test_configs_of_every_kind(saved):
     as_dict = json.loads((saved / "config.json").read_text())
     for given in (config("llama"), str(saved), as_dict):

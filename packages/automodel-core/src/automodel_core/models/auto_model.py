@@ -1,5 +1,6 @@
 """Load any Hugging Face model for fine-tuning, or initialise one from its config."""
 
+import copy
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -96,12 +97,13 @@ class _NeMoAutoModel:
         Args:
             config: a transformers config, the path or hub id of one, or a dict with ``model_type``.
             dtype: of the weights; ``auto`` takes the config's, else float32.
-            hf_kwargs: passed on to transformers, such as ``trust_remote_code``.
+            hf_kwargs: fields of the config that differ from it, such as ``num_labels``; others are passed on to
+                transformers, such as ``trust_remote_code``.
 
         The other arguments are those of ``from_pretrained``.
         """
         dtype = resolve_dtype(dtype, torch_dtype)
-        config = _as_config(config)
+        config, hf_kwargs = _changed(_as_config(config), hf_kwargs)
         if dtype == "auto":
             dtype = getattr(config.get_text_config(), "dtype", None) or config.dtype or torch.float32
         attention = choose_attention(cls._model_class(config), config, attn_implementation, dtype, strict=strict)
@@ -205,6 +207,16 @@ def _load_config(path: str, hf_kwargs: dict[str, Any]) -> tuple[Any, dict[str, A
     # Both the config and the weights are read from the same place.
     shared = ("revision", "trust_remote_code", "token", "subfolder", "cache_dir", "local_files_only")
     return config, rest | {key: hf_kwargs[key] for key in shared if key in hf_kwargs}
+
+
+def _changed(config: Any, hf_kwargs: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The config with the fields that the arguments name, as transformers does on loading, and what is left."""
+    fields = {key: value for key, value in hf_kwargs.items() if hasattr(config, key)}
+    if fields:
+        config = copy.deepcopy(config)
+        for key, value in fields.items():
+            setattr(config, key, value)
+    return config, {key: value for key, value in hf_kwargs.items() if key not in fields}
 
 
 def _as_config(config: Any) -> Any:
