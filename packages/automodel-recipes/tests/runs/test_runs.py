@@ -63,7 +63,11 @@ def write(tmp_path: Path) -> Any:
         (run / "samples" / "0.png").write_bytes(png())
         sample = {"kind": "sample", "step": 3, "prompt": EVIL, "reference": "yes", "generated": "no", "exact": False}
         (tmp_path / "private.png").write_bytes(png(5))
-        samples = [{**sample, "images": ["samples/0.png", "../../private.png"]}]
+        samples = [
+            {**sample, "step": 0, "generated": "BEFORE-1", "images": ["samples/0.png", "../../private.png"]},
+            {**sample, "step": 0, "generated": "BEFORE-2", "images": ["samples/1.png"]},
+            {**sample, "images": ["samples/0.png", "../../private.png"]},
+        ]
         (run / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in samples))
         return run
 
@@ -107,6 +111,8 @@ def test_the_report_holds_what_the_run_wrote(write: Any) -> None:
     assert base64.b64encode(png(5)).decode() not in text
     assert "private.png is not in this run" in text
     assert "the schedule is complete" in text
+    assert "BEFORE-1" in text
+    assert "BEFORE-2" not in text  # the same question about another picture
 
 
 def test_a_run_that_has_just_begun_has_a_report_too(write: Any) -> None:

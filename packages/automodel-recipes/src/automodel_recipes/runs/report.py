@@ -98,10 +98,15 @@ def _samples(run: RunFolder) -> str:
         return ""
     last = max(sample.get("step", 0) for sample in samples)
     newest = [sample for sample in samples if sample.get("step", 0) == last]
-    earlier = {sample.get("prompt"): sample for sample in samples if sample.get("step", 0) != last}
-    shown = [_sample(run.path, s, earlier.get(s.get("prompt"))) for s in newest[:_MAX_SAMPLES]]
+    earlier = {_row_of(sample): sample for sample in samples if sample.get("step", 0) != last}
+    shown = [_sample(run.path, sample, earlier.get(_row_of(sample))) for sample in newest[:_MAX_SAMPLES]]
     more = f"<p>{len(newest) - _MAX_SAMPLES} more in samples.jsonl.</p>" if len(newest) > _MAX_SAMPLES else ""
     return f"<p class=lead>Greedy answers at step {last}.</p>" + "".join(shown) + more
+
+
+def _row_of(sample: dict[str, Any]) -> tuple[str, ...]:
+    """What tells rows apart: many ask the same about other pictures."""
+    return (str(sample.get("prompt")), str(sample.get("reference")), *map(str, sample.get("images", [])))
 
 
 def _sample(run: Path, sample: dict[str, Any], before: dict[str, Any] | None) -> str:
