@@ -300,6 +300,18 @@ def test_an_incomplete_model_directory(good, file, message):
     assert message in problem
 
 
+@pytest.mark.parametrize(
+    ("name", "head", "place"),
+    [("d.csv", "q,ans\n1,2\n", "d.csv"), ("d.tsv", "\ufeffq\tans\n", "d.tsv"), ("e.csv", "q,ans\n", "e*.csv")],
+)
+def test_columns_of_tables_are_looked_up(good, name, head, place):
+    (good.parent / name).write_text(head, encoding="utf-8")
+    (problem,) = found(good, f"dataset.path_or_dataset_id={good.parent}/{place}")
+    assert problem.endswith("dataset.column_mapping.answer: the data has no column 'a'; did you mean \"ans\"?") or (
+        "the data has no column 'a'; allowed: ans, q" in problem
+    )
+
+
 def test_globs_are_files(good):
     assert found(good, f"dataset.path_or_dataset_id={good.parent}/*.jsonl") == []
     (problem,) = found(good, f"dataset.path_or_dataset_id={good.parent}/*.csv")

@@ -1,8 +1,10 @@
 """Files and columns that a configuration names: are they there?"""
 
+import csv
 import json
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -75,14 +77,17 @@ def is_local(value: str) -> bool:
 def _exists(value: str) -> bool:
     path = Path(value).expanduser()
     if any(character in value for character in "*?["):
-        root = Path(path.anchor) if path.is_absolute() else Path()
-        pattern = str(path.relative_to(path.anchor)) if path.is_absolute() else str(path)
-        return next(root.glob(pattern), None) is not None
+        return next(_matches(path), None) is not None
     return path.exists()
 
 
+def _matches(path: Path) -> Iterator[Path]:
+    root = Path(path.anchor) if path.is_absolute() else Path()
+    return iter(root.glob(str(path.relative_to(path.anchor)) if path.is_absolute() else str(path)))
+
+
 def _check_columns(table: Table, path: str, report: Report) -> None:
-    """Compare a column mapping with the first row of local JSON lines."""
+    """Compare a column mapping with the first row of local JSON lines, or the head of a CSV file."""
     mapping = table.entries["column_mapping"].value
     columns = _first_columns(table)
     if columns is None or not isinstance(mapping, Table):
@@ -106,10 +111,15 @@ def _first_columns(table: Table) -> list[str] | None:
 def _columns_of(value: str) -> list[str] | None:
     try:
         path = Path(resolve_package_path(value) if is_package_path(value) else os.path.expanduser(value))
-        if path.suffix != ".jsonl" or not path.is_file():
+        if any(character in value for character in "*?["):
+            path = next(iter(sorted(_matches(path))), path)
+        if path.suffix not in (".jsonl", ".csv", ".tsv") or not path.is_file():
             return None
         with path.open("rb") as file:
-            row: Any = json.loads(file.readline(_FIRST_LINE_BYTES))
-    except (OSError, ValueError):
+            line = file.readline(_FIRST_LINE_BYTES).decode("utf-8-sig")
+        if path.suffix != ".jsonl":
+            return sorted(next(csv.reader([line], delimiter="\t" if path.suffix == ".tsv" else ","))) or None
+        row: Any = json.loads(line)
+    except (OSError, ValueError, csv.Error):
         return None  # whoever reads the data says what is wrong with it
     return sorted(row) if isinstance(row, dict) else None
