@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from automodel_data.collate.vlm import default_collate_fn
 from automodel_data.errors import DataError
 from automodel_data.media import MediaLimits, load_image
 from automodel_data.media.parts import FilePart
@@ -21,6 +22,7 @@ from automodel_data.vlm.cv17 import make_cv17_dataset
 from automodel_data.vlm.llava import make_llava_dataset
 from automodel_data.vlm.medpix import make_medpix_dataset
 from automodel_data.vlm.rdr import make_rdr_dataset
+from automodel_data.vlm.stream import VLMIterableDataset
 from automodel_data.webdataset import TarRows
 
 PICTURE = Image.effect_noise((40, 30), 80).convert("RGB")
@@ -80,6 +82,24 @@ def test_hugging_face_image_columns_stay_encoded(where: str, tmp_path: Path, fam
     item = make_rdr_dataset(given, processor=families("llava")[0])[0]
     expected = make_rdr_dataset([{"image": PICTURE, "text": "noise"}], processor=families("llava")[0])[0]
     assert torch.equal(item["features"]["pixel_values"], expected["features"]["pixel_values"])
+
+
+def test_hugging_face_streams_stay_encoded(families: Any) -> None:
+    from datasets import Dataset, Features, Value
+    from datasets import Image as ImageFeature
+
+    processor, _ = families("llava")
+    features = Features({"image": ImageFeature(), "prompt": Value("string"), "completion": Value("string")})
+    rows = Dataset.from_list([{"image": PICTURE, "prompt": "what?", "completion": "noise"}] * 3, features=features)
+    stream = VLMIterableDataset(rows.to_iterable_dataset(num_shards=2), processor)
+    (_, raw), *_ = stream.source.read({"row": 0})
+    assert raw["image"]["bytes"] == PNG
+    got = list(stream)
+    assert [row["sample_id"] for row in got] == [0, 1, 2]
+    batch = default_collate_fn(got, processor)
+    expected = make_llava_dataset(rows, processor=processor)
+    assert batch["input_ids"][2].tolist() == expected[2]["input_ids"]
+    assert torch.equal(batch["pixel_values"][2:], expected[2]["features"]["pixel_values"])
 
 
 def shard(path: Path, members: dict[str, bytes], mode: str = "w") -> Path:
