@@ -13,6 +13,7 @@ from automodel_core.config import load_config
 from automodel_data.vlm.mixing import as_media_rows
 from automodel_data.vlm.rows import VLMDataset
 from automodel_recipes.build.call import build
+from automodel_recipes.build.data import build_eval_loader
 from automodel_recipes.errors import UnusableInputError
 from automodel_recipes.options import TrainOptions
 from automodel_recipes.vlm.finetune import VLMFinetuneRecipe
@@ -292,3 +293,22 @@ def test_freezing_and_packing_reach_the_engine(train: Any, qwen: Path) -> None:
     moved = {name for name, p in weights(recipe).items() if not torch.equal(p, before[name])}
     assert moved
     assert not any("visual" in name for name in moved)
+
+
+def test_rows_with_other_pictures_are_other_questions(train: Any) -> None:
+    """Ranking rows by loss: the same words about another picture are no contradiction, about the same one they are."""
+    from PIL import Image
+
+    from automodel_recipes.evaluation.per_row import rank_rows
+
+    def row(color: str, answer: str) -> dict[str, Any]:
+        content = [{"type": "image", "image": Image.new("RGB", (32, 32), color)}, {"type": "text", "text": "which?"}]
+        return {"messages": [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]}
+
+    validation = {"_target_": "mock_vlm", "num_samples": 2, "image_size": 32}
+    recipe = train("ranked", max_steps=1, validation_dataset=validation)
+    rows = VLMDataset([row("red", "a"), row("blue", "b"), row("red", "c")], recipe.processor)
+    loader = build_eval_loader(recipe.config, rows, collate_fn=recipe._collate("dataloader"), parallel=recipe.parallel)
+    recipe.eval_loaders = {"val": loader}
+    notes = {score.row: score.note for score in rank_rows(recipe)}
+    assert notes == {0: "", 1: "", 2: "same prompt as row 0, other answer"}

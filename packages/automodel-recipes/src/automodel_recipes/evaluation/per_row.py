@@ -1,5 +1,6 @@
 """Rank the rows of a validation set by their own loss: mislabelled ones stand first, doubles are pointed out."""
 
+import hashlib
 import math
 from collections import defaultdict
 from collections.abc import Iterator
@@ -51,8 +52,8 @@ def rank_rows(recipe: Any) -> list[RowScore]:
 
 
 @torch.no_grad()
-def _score(recipe: Any, name: str, loader: Any) -> Iterator[tuple[RowScore, tuple[int, ...], tuple[int, ...]]]:
-    """Scores with the ids of prompt and answer."""
+def _score(recipe: Any, name: str, loader: Any) -> Iterator[tuple[RowScore, tuple, tuple[int, ...]]]:
+    """Scores with what was asked, media included, and the ids of the answer."""
     one = torch.ones((), dtype=torch.int64, device=recipe.device)
     with eval_mode(recipe.model):
         for batch in loader.row_by_row():
@@ -65,7 +66,7 @@ def _score(recipe: Any, name: str, loader: Any) -> Iterator[tuple[RowScore, tupl
             prompt, answer = _split(batch)
             right = None if counter is None else int(counter.correct) / tokens
             texts = (_text(recipe, prompt)[-_EXCERPT:], _text(recipe, answer)[:_EXCERPT])
-            yield RowScore(name, sample_ids([batch])[0], loss, tokens, right, *texts), prompt, answer
+            yield RowScore(name, sample_ids([batch])[0], loss, tokens, right, *texts), (*prompt, *_media(batch)), answer
 
 
 def _split(batch: dict[str, Any]) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -77,11 +78,17 @@ def _split(batch: dict[str, Any]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return tuple(ids[:first]), tuple(label for label in labels if label != IGNORE_INDEX)
 
 
+def _media(batch: dict[str, Any]) -> tuple[bytes, ...]:
+    """Digests of pixels and sounds: the only tensors of a batch that are not whole numbers."""
+    floats = (value for _, value in sorted(batch.items()) if torch.is_tensor(value) and value.is_floating_point())
+    return tuple(hashlib.sha256(value.contiguous().numpy().tobytes()).digest() for value in floats)
+
+
 def _text(recipe: Any, ids: tuple[int, ...]) -> str:
     return str(recipe.tokenizer.decode(list(ids), skip_special_tokens=True))
 
 
-def _with_notes(scored: list[tuple[RowScore, tuple[int, ...], tuple[int, ...]]]) -> list[RowScore]:
+def _with_notes(scored: list[tuple[RowScore, tuple, tuple[int, ...]]]) -> list[RowScore]:
     """Point out rows that stand twice, and prompts that are answered in two ways."""
     first_of: dict[tuple, int] = {}
     answers: dict[tuple, dict[tuple, int]] = defaultdict(dict)
