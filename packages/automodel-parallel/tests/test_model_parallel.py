@@ -83,6 +83,16 @@ def test_what_does_not_fit_is_refused(ranks) -> None:
             assert text in message
 
 
+def _streams(info: DistInfo) -> list[int]:
+    layouts = ({"tp_size": 2}, {"cp_size": 2}, {"tp_size": 2, "pp_size": 2}, {"dp_replicate_size": 2})
+    return [FSDP2Manager(**layout).setup(info).random_stream for layout in layouts]
+
+
+def test_ranks_with_the_same_tokens_drop_the_same(ranks) -> None:
+    by_rank = ranks.run(_streams, 4)
+    assert [list(streams) for streams in zip(*by_rank)] == [[0, 0, 1, 1], [0, 1, 2, 3], [0, 0, 1, 1], [0, 1, 2, 3]]
+
+
 def _hf_plan_logits(info: DistInfo, kind: type, loss_parallel: bool) -> torch.Tensor:
     model, _ = (
         FSDP2Manager(tp_size=2, tp_plan="hf" if not loss_parallel else None, loss_parallel=loss_parallel)

@@ -74,6 +74,17 @@ class ParallelContext:
         return optimizer
 
     @property
+    def random_stream(self) -> int:
+        """Number of the random stream that this rank draws dropout from: one for all ranks that hold the same tokens.
+
+        Tensor ranks repeat the same computation between their cut layers: other masks would part their hidden states.
+        """
+        if self.meshes is None:
+            return 0
+        stage: int = self.meshes.axes["pp"].get_local_rank()
+        return stage * self.meshes.loss.size() + int(self.meshes.loss.get_local_rank())
+
+    @property
     def loss_group(self) -> dist.ProcessGroup | None:
         """Ranks that hold different tokens; None for one."""
         return self.meshes.loss.get_group() if self.meshes is not None and self.meshes.loss.size() > 1 else None

@@ -92,7 +92,8 @@ class BaseRecipe:
         self.opened_process_group = torch.distributed.is_initialized() and not joined
         self.device: torch.device = self.parallel.device
         self.seed = int(self.config.get("seed", self.config.get("rng.seed", 42)))
-        self.rng = StatefulRNG(self.seed, ranked=bool(self.config.get("rng.ranked", True)))
+        ranked = bool(self.config.get("rng.ranked", True))
+        self.rng = StatefulRNG(self.seed + (self.parallel.random_stream if ranked else 0))
         self.stall_warning_s = float(self.config.get("monitoring.stall_warning_s", 60.0))
         self.console = Console(enabled=self.parallel.is_main and not self.options.quiet)
 
