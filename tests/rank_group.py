@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import pickle
 import socket
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from queue import Empty
 from typing import Any
 
 _PRELOAD = [
@@ -43,16 +46,32 @@ def run_in_group(
         process.start()
     try:
         for item in items:
-            answers = [pickle.loads(queue.get(timeout=timeout_s)) for queue in queues]
-            errors = [answer.text for answer in answers if isinstance(answer, _Failure)]
-            yield item, errors[0] if errors else answers
-            if errors:  # the other ranks may wait in a collective: this group is of no further use
+            answers = _collect(queues, timeout_s)
+            yield item, answers
+            if isinstance(answers, str):  # the other ranks may wait in a collective: this group is of no further use
                 return
     finally:
         for process in ranks:
             process.join(timeout=5)
             if process.is_alive():
                 process.kill()
+
+
+def _collect(queues: Sequence[Any], timeout_s: float) -> list[Any] | str:
+    """Each rank's answer; the first failure as soon as it is there, since other ranks may wait for the failed one."""
+    answers: dict[int, Any] = {}
+    deadline = time.monotonic() + timeout_s
+    while len(answers) < len(queues):
+        for rank, queue in enumerate(queues):
+            if rank in answers:
+                continue
+            with contextlib.suppress(Empty):
+                answers[rank] = pickle.loads(queue.get(timeout=0.05))
+                if isinstance(answers[rank], _Failure):
+                    return answers[rank].text
+        if time.monotonic() > deadline:
+            return f"ranks {sorted(set(range(len(queues))) - answers.keys())} gave no answer within {timeout_s:g} s"
+    return [answers[rank] for rank in range(len(queues))]
 
 
 class _Failure:

@@ -19,6 +19,7 @@ from automodel_recipes.build.optim import build_loss, build_lr_schedule, build_r
 from automodel_recipes.build.parallel import build_dist_info, build_parallel, usable_layout
 from automodel_recipes.build.training import build_ema, build_loss_scaler, build_neftune, build_watchdog
 from automodel_recipes.checkpointing import RunCheckpointer, claim_directory, release_directory
+from automodel_recipes.decoding import ThroughPipeline
 from automodel_recipes.early_stopping import EarlyStopping
 from automodel_recipes.evaluate import EvalMetrics, evaluate_loss
 from automodel_recipes.interrupt import GO_ON, SAVE, StopAgreed, StopRequest
@@ -231,6 +232,16 @@ class BaseRecipe:
         code = self.parallel.largest_over_ranks(int(self.stop.signal_number or GO_ON))
         if code > SAVE:
             raise StopAgreed(code)
+
+    @contextmanager
+    def answering(self) -> Iterator[Any]:
+        """Within the block, a model that takes whole rows and returns their logits, under every layout; every rank
+        calls it alike.
+        """
+        model = self.unwrapped()
+        with self.parallel.whole_sequences(model):
+            pipeline = self.parallel.pipeline
+            yield model if pipeline is None else ThroughPipeline(model, pipeline)
 
     def unwrapped(self) -> Any:
         """The model without data-parallel wrappers."""

@@ -1,6 +1,7 @@
 """Greedy decoding under any parallel layout."""
 
 from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -31,6 +32,18 @@ def greedy(
     else:
         rows = _by_transformers(model, inputs, max_new_tokens, stop_ids, pad_id, parallel)
     return [before_stop(row, set(stop_ids)) for row in rows]
+
+
+class ThroughPipeline(torch.nn.Module):
+    """A model that lies on pipeline stages, called as if it were whole; no gradients."""
+
+    def __init__(self, model: Any, pipeline: Any) -> None:
+        super().__init__()
+        self.model, self.pipeline, self.config = model, pipeline, model.config
+
+    def forward(self, *, use_cache: bool = False, **batch: torch.Tensor) -> Any:
+        """``logits`` of the rows, on every stage."""
+        return SimpleNamespace(logits=self.pipeline.logits(batch))
 
 
 def before_stop(ids: list[int], stop_ids: set[int]) -> list[int]:

@@ -125,14 +125,10 @@ def _probe(r: "BaseRecipe") -> tuple[dict[str, torch.Tensor] | None, torch.Tenso
         return None, None  # it rounds every product, so that a plain reader's logits are others
     if getattr(model, "is_quantized", False) or _dtype(r) not in _TOLERANCE:
         return None, None
-    ids = torch.arange(1, 1 + _NUM_PROBE_TOKENS).remainder(min(int(model.config.get_text_config().vocab_size), 64))[
-        None
-    ]
-    with torch.no_grad(), eval_mode(model), r.parallel.whole_sequences(model):
-        if r.parallel.pipeline is not None:
-            logits = r.parallel.pipeline.logits({"input_ids": ids.to(r.device)})
-        else:
-            logits = model(input_ids=ids.to(r.device), use_cache=False).logits
+    vocabulary = int(model.config.get_text_config().vocab_size)
+    ids = torch.arange(1, 1 + _NUM_PROBE_TOKENS).remainder(min(vocabulary, 64))[None]
+    with torch.no_grad(), eval_mode(model), r.answering() as whole:
+        logits = whole(input_ids=ids.to(r.device), use_cache=False).logits
     logits = logits.full_tensor() if isinstance(logits, DTensor) else logits
     return {"input_ids": ids}, logits.float().cpu()
 

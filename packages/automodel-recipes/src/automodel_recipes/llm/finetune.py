@@ -30,7 +30,8 @@ class LLMFinetuneRecipe(BaseRecipe):
             )
         packed = self._packed_size() > 0
         if packed:
-            refuse_leaking_packs(self.unwrapped(), vocab_size=len(self.tokenizer))
+            with self.answering() as model:
+                refuse_leaking_packs(model, vocab_size=len(self.tokenizer))
         self.first_row = first_row(dataset, self.tokenizer)
         train_rows = self._pack(dataset) if packed else dataset
         if packed:

@@ -74,7 +74,8 @@ class VLMFinetuneRecipe(LLMFinetuneRecipe):
                 "packed_sequence over a stream of media: packs are made of rows whose lengths are known. Name a "
                 "map-style dataset, such as llava_style, or leave packed_sequence out."
             )
-        refuse_leaking_vlm_packs(self.unwrapped(), dataset.adapter)
+        with self.answering() as model:
+            refuse_leaking_vlm_packs(model, dataset.adapter)
         return pack_vlm_rows(dataset, **plain(self.config.packed_sequence))
 
     def _refuse_idle_towers(self, dataset: Any) -> None:
