@@ -121,19 +121,42 @@ def memory_row(folder):
     return {"measure": "consolidate", "extra_mib": round((peaks[1] - peaks[0]) / 1024, 1)}
 
 
+def export_row(folder):
+    """Peak memory of an export of the model in memory, cast to bfloat16, likewise."""
+    code = "import re, torch, automodel_ckpt.hf.export as e; from torch import nn; model = nn.Module(); "
+    code += "names = [model.register_parameter(f'w{{i}}', nn.Parameter(torch.zeros(2048, 2048))) for i in range({})]; "
+    code += "[p.data.fill_(1) for p in model.parameters()]; import torch.distributed.tensor; {}; "
+    code += "print(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])"
+    work = f"e.export_hf(model, {str(folder / 'exported')!r}, dtype=torch.bfloat16)"
+    peaks = [
+        int(
+            subprocess.run(
+                [sys.executable, "-c", code.format(12, w)], capture_output=True, text=True, check=True
+            ).stdout
+        )
+        for w in ("pass", work)
+    ]
+    return {"measure": "export with a cast", "extra_mib": round((peaks[1] - peaks[0]) / 1024, 1)}
+
+
 def async_row(model, folder, runs):
     from automodel_ckpt import AsyncSaver
 
-    copies, stalls = [], []
+    copies, stalls, late = [], [], []
     copy = {name: torch.empty_like(tensor) for name, tensor in model.state_dict().items()}
     with AsyncSaver(folder / "async") as saver:
         for step in range(1, runs + 2):
             copies.append(timed(lambda: [copy[name].copy_(t) for name, t in model.state_dict().items()]))
             saver.save({"model": model}, step=step)
             stalls.append(saver.stall_s)
-            saver.wait()
+            path = saver.wait()
+            late.append(time.time() - max(file.stat().st_mtime for file in path.rglob("*.safetensors")))
     extra = statistics.median(stalls[1:]) - statistics.median(copies[1:])
-    return {"measure": "background save", "stall_beyond_copy_ms": round(1000 * extra, 1)}
+    return {
+        "measure": "background save",
+        "stall_beyond_copy_ms": round(1000 * extra, 1),
+        "published_after_last_byte_ms": round(1000 * statistics.median(late[1:]), 1),
+    }
 
 
 def main():
@@ -149,6 +172,7 @@ def main():
             save_row(model, folder, options.runs),
             load_row(model, folder, options.runs),
             memory_row(folder),
+            export_row(folder),
             async_row(model, folder, options.runs),
         ):
             print(json.dumps({**row, **base}), flush=True)

@@ -4,8 +4,10 @@ import errno
 import os
 import random
 import shutil
+import subprocess
 
 import pytest
+from torch import nn
 
 from automodel_ckpt import CheckpointError, Keep, SaveFailed, latest, lease, load, save, verify
 from automodel_ckpt.directory import LocalDirectory
@@ -92,6 +94,37 @@ def test_disk_that_stays_full_never_costs_the_old_checkpoint(fast_path, build, c
         assert verify(root / "step-00000001").ok
     _save(root, build(1), 2)
     assert verify(root).path.name == "step-00000002"
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A real file system of 2 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("this user may not mount a small tmpfs")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_disk_that_is_really_full(small_disk):
+    """Two checkpoints of 0.8 MiB fit, the third finds the disk full before it has written a byte of it."""
+
+    def state(value):
+        return {"model": nn.Linear(200_000, 1), "train": {"x": value}}
+
+    for step in (1, 2):
+        save(small_disk / "run", state(step), step=step)
+    with pytest.raises(SaveFailed, match=r"ENOSPC \(No space left on device\) at .*\.saving-00000003-"):
+        save(small_disk / "run", state(3), step=3)
+    assert sorted(p.name for p in (small_disk / "run").glob("*")) == [
+        ".lock", "LATEST", "step-00000001", "step-00000002",
+    ]  # fmt: skip
+    assert verify(small_disk / "run").ok
+    save(small_disk / "run", {"train": {"x": 4}}, step=4, keep=Keep(last=1))  # training goes on, and makes room
+    save(small_disk / "run", state(5), step=5)
+    lease.release(small_disk / "run")
 
 
 def test_error_names_the_file(fast_path, build):
