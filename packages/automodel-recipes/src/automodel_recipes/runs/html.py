@@ -22,7 +22,7 @@ pre{background:var(--tint);border:1px solid var(--line);border-radius:8px;paddin
 pre{overflow-x:auto;white-space:pre-wrap}
 table{border-collapse:collapse;width:100%;font-size:13.5px}
 th{text-align:left;color:var(--soft);font-weight:600;padding:6px 10px;border-bottom:1px solid var(--line)}
-td{padding:6px 10px;border-bottom:1px solid var(--line);vertical-align:top;overflow-wrap:anywhere}
+td{padding:6px 10px;border-bottom:1px solid var(--line);vertical-align:top;overflow-wrap:break-word}
 .scroll{overflow-x:auto}
 .badge{display:inline-block;border-radius:99px;padding:1px 10px;font-size:12.5px;font-weight:600;color:#fff}
 .badge{vertical-align:4px}.finished{background:var(--good)}.failed{background:var(--bad)}

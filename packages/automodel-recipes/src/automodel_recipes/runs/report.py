@@ -139,7 +139,8 @@ def _events(run: RunFolder) -> str:
 
 
 def _facts(values: Any) -> str:
-    return html.table(["", ""], leaves(values), code=[1]) if values else ""
+    known = [(name, value) for name, value in leaves(values or {}) if value is not None and name]
+    return html.table(["", ""], known, code=[1])
 
 
 def _model(record: dict[str, Any]) -> str:
@@ -160,7 +161,9 @@ def _configuration(record: dict[str, Any]) -> str:
     rows = []
     for path, value in leaves(record["config"]):
         origin = origins.get(path) or {}
-        rows.append([path, value, origin.get("origin", ""), origin.get("source", "")])
+        where = str(origin.get("source", ""))
+        # An override names its key and value once more.
+        rows.append([path, value, origin.get("origin", ""), "" if where.startswith("override ") else where])
     return html.table(["key", "value", "origin", "where"], rows, code=[0, 1, 3])
 
 
