@@ -264,6 +264,16 @@ def configure_vision(model: Path, out: Path, distributed: dict[str, Any], *, lor
 )
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 def test_vision_language_models(tmp_path: Path, family: str, layouts: tuple[str, ...], lora: bool) -> None:
+    compare_vision(tmp_path, family, layouts, lora=lora)
+
+
+@pytest.mark.more
+def test_packed_rows_with_images(tmp_path: Path) -> None:
+    compare_vision(tmp_path, "qwen2_5_vl", ("tp sp", "cp", "pp"), packed_sequence={"packed_sequence_size": 256})
+
+
+def compare_vision(tmp_path: Path, family: str, layouts: tuple[str, ...], *, lora: bool = False, **extra: Any) -> None:
+    """Train a tiny vision-language model in one process and under each layout, and compare."""
     import tiny_vlm
 
     processor = tiny_vlm.build_processor(family)
@@ -274,7 +284,8 @@ def test_vision_language_models(tmp_path: Path, family: str, layouts: tuple[str,
         runs = []
         for name, distributed in chosen.items():
             out = tmp_path / name.replace(" ", "-")
-            runs.append(LayoutRun(name, configure_vision(tmp_path / "model", out, distributed, lora=lora)))
+            config = configure_vision(tmp_path / "model", out, distributed, lora=lora) | extra
+            runs.append(LayoutRun(name, config))
         for item, answers in run_in_group(world_size, train, runs):
             assert not isinstance(answers, str), f"{item.name}\n{answers}"
             found[item.name] = tmp_path / item.name.replace(" ", "-"), answers[0]

@@ -121,7 +121,7 @@ class Stage(nn.Module):
             inputs |= self._positions_of_images(batch)
             self._inject.hidden = hidden
         with self._only_own_layers():
-            outputs = self.model(**inputs, use_cache=False)
+            outputs = self.model(**(inputs | {"use_cache": False}))
         if self.where.is_last:
             return outputs.logits
         hidden, self._capture.hidden = self._capture.hidden, None
