@@ -1,5 +1,6 @@
 """A first configuration for a model and a file of one's own."""
 
+from collections.abc import Mapping
 from typing import Any
 
 _LOAD = "automodel_core.NeMoAutoModelForCausalLM.from_pretrained"
@@ -30,3 +31,14 @@ def starter_config(name: str, *, model: str, data: str, full: bool = False) -> d
     if full:
         del config["peft"]
     return config
+
+
+def commented(text: str, comments: Mapping[str, str]) -> str:
+    """YAML with a comment line before each of these sections."""
+    lines = []
+    for line in text.splitlines():
+        section = line.partition(":")[0]
+        if section in comments and not line.startswith((" ", "-")):
+            lines += ["", f"# {' '.join(comments[section].split())}"]
+        lines.append(line)
+    return "\n".join(lines) + "\n"

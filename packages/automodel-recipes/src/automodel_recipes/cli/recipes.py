@@ -62,21 +62,34 @@ def cp(name: str, destination: Path, *, as_json: bool) -> None:
 @click.option("--model", required=True, help="Directory or hub id of the model.")
 @click.option("--data", required=True, help="JSONL of conversations, or a hub id.")
 @click.option("--full", is_flag=True, help="Train every parameter instead of LoRA.")
-def new(name: str, *, model: str, data: str, full: bool) -> None:
-    """Write NAME.yaml: a first configuration for a model and data of your own.
+@click.option("--gpu", metavar="NAME", help="What it will train on, such as h100; this machine's CPU by default.")
+def new(name: str, *, model: str, data: str, full: bool, gpu: str | None) -> None:
+    """Write NAME.yaml for a model and data of your own: batch, packing and rates chosen, each with its reason.
 
     Example: automodel-recipes recipes new my_first --model ./model --data rows.jsonl
     """
     from automodel_core.config.dump import to_yaml
-    from automodel_recipes.starter import starter_config
+    from automodel_recipes.gpus import find_gpu
+    from automodel_recipes.starter import commented, starter_config
+
+    try:
+        card = None if gpu is None else find_gpu(gpu)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
 
     target = Path(f"{name.removesuffix('.yaml')}.yaml")
     if target.exists():
         raise click.UsageError(f"{target} exists already; give another NAME, or move it away")
     if not target.parent.is_dir():
         raise click.UsageError(f"{target.parent} is not a folder; create it first")
-    text = to_yaml(starter_config(target.stem, model=model, data=data, full=full))
+    from automodel_recipes.plan.choose import choose
+
+    config = starter_config(target.stem, model=model, data=data, full=full)
+    comments = choose(config, gpu=card)
+    text = commented(to_yaml(config), comments)
     target.write_text(f"# Fine-tune {model} on {data}.\n{text}", encoding="utf-8")
+    for section, comment in comments.items():
+        click.echo(f"{section}: {comment}")
     click.echo(f"wrote    {target}")
     click.echo(f"next     automodel-recipes validate {_quoted(target)}")
 

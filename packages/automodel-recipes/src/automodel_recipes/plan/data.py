@@ -16,13 +16,17 @@ def longest_row(config: ConfigNode) -> int | None:
     """
     if config.get("packed_sequence.packed_sequence_size") or str(config.get("recipe", "")).startswith("VLM"):
         return None
+    return max(row_lengths_here(config), default=None)
+
+
+def row_lengths_here(config: ConfigNode) -> list[int]:
+    """Tokens of the first two thousand rows; none where data or tokenizer are not on this disk."""
     if not _is_here(config, "dataset", _PATHS) or not _tokenizer_is_here(config):
-        return None
+        return []
     from automodel_recipes.data_rows import open_rows
 
     dataset, _ = open_rows(config)
-    lengths = [len(_ids(dataset[i])) for i in range(min(len(dataset), _MOST_ROWS))]
-    return max(lengths, default=None)
+    return [len(_ids(dataset[i])) for i in range(min(len(dataset), _MOST_ROWS))]
 
 
 def _tokenizer_is_here(config: ConfigNode) -> bool:
