@@ -8,8 +8,8 @@ from automodel_core.config import ConfigNode, config_from_dict
 from automodel_recipes.errors import RecipeError
 from automodel_recipes.gpus import Gpu
 from automodel_recipes.plan.data import row_lengths_here
-from automodel_recipes.plan.estimate import usable_bytes
-from automodel_recipes.plan.make import Plan, make_plan
+from automodel_recipes.plan.estimate import Estimate, usable_bytes
+from automodel_recipes.plan.make import make_plan
 from automodel_recipes.plan.report import size
 
 _GLOBAL_BATCH = 32
@@ -69,21 +69,19 @@ def _choose_rows(config: dict[str, Any], comments: dict[str, str]) -> None:
 def _choose_batch(config: dict[str, Any], comments: dict[str, str], gpu: Gpu | None) -> None:
     room, where = _room(gpu)
     config["step_scheduler"]["local_batch_size"] = 1
-    plan = _plan(config, gpu)
-    assert plan.estimate is not None
-    large = plan.estimate.trace.num_parameters >= _LARGE_MODEL
+    estimate = _plan(config, gpu)
+    large = estimate.trace.num_parameters >= _LARGE_MODEL
     _choose_rate(config, comments, large=large)
-    most = plan.estimate.largest_micro_batch(room)
+    most = estimate.largest_micro_batch(room)
     if most < 2:
         config["distributed"] = {"strategy": "fsdp2", "activation_checkpointing": True}
         comments["distributed"] = "Activations are computed twice and not kept, since memory is short."
-        plan = _plan(config, gpu)
-        assert plan.estimate is not None
-        most = plan.estimate.largest_micro_batch(room)
+        estimate = _plan(config, gpu)
+        most = estimate.largest_micro_batch(room)
     total = config["step_scheduler"]["global_batch_size"]
     local = max(n for n in range(1, total + 1) if total % n == 0 and n <= max(1, min(most, _LARGEST_MICRO_BATCH)))
     config["step_scheduler"]["local_batch_size"] = local
-    peak = size(plan.estimate.peak(local).total)
+    peak = size(estimate.peak(local).total)
     comments["step_scheduler"] = f"A micro-batch of {local} takes {peak} of {size(room)} {where}, by `plan`."
     if most < 1:
         comments["step_scheduler"] = (
@@ -99,12 +97,12 @@ def _choose_rate(config: dict[str, Any], comments: dict[str, str], *, large: boo
     comments["optimizer"] = f"Usual for {kind} of a model {'above' if large else 'below'} 3 B; try a third and thrice."
 
 
-def _plan(config: dict[str, Any], gpu: Gpu | None) -> Plan:
+def _plan(config: dict[str, Any], gpu: Gpu | None) -> Estimate:
     node: ConfigNode = config_from_dict({**config, **({} if gpu is not None else {"device": "cpu"})})
     plan = make_plan(node, world_size=1, gpu=gpu)
     if plan.estimate is None:
         raise RecipeError("; ".join(plan.problems))
-    return plan
+    return plan.estimate
 
 
 def _room(gpu: Gpu | None) -> tuple[float, str]:
