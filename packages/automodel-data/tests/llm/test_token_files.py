@@ -63,3 +63,32 @@ def test_nanogpt_shards_with_and_without_header(tmp_path):
         NanoGPTDataset(tmp_path / "a_0.bin", seq_length=4)
     with pytest.raises(DataError, match="nothing is found"):
         NanoGPTDataset(tmp_path / "b_*.bin", seq_length=4)
+
+
+@pytest.mark.more  # Megatron takes seconds to import
+@pytest.mark.parametrize("vocab_size", [50_000, 100_000])
+def test_files_that_megatron_wrote_and_what_megatron_reads_of_them(tmp_path, vocab_size):
+    name = "megatron.core.datasets.indexed_dataset"
+    indexed = pytest.importorskip(name, reason="megatron-core is not installed (pip install --no-deps megatron-core)")
+    import torch
+
+    documents = [np.random.default_rng(i).integers(0, vocab_size, 3 + 7 * i) for i in range(20)]
+    dtype = indexed.DType.optimal_dtype(vocab_size)
+    builder = indexed.IndexedDatasetBuilder(str(tmp_path / "d.bin"), dtype=dtype)
+    for document in documents:
+        builder.add_item(torch.from_numpy(document))
+        builder.end_document()
+    builder.finalize(str(tmp_path / "d.idx"))
+    ours = MegatronDataset(tmp_path / "d", seq_length=8)
+    tokens = [token for i in range(len(ours)) for token in ours[i]["input_ids"]]
+    theirs = indexed.IndexedDataset(str(tmp_path / "d"))
+    read = np.concatenate([theirs[i] for i in range(len(theirs))])
+    assert read.tolist() == np.concatenate(documents).tolist()
+    assert tokens == read[: len(tokens)].tolist()
+    assert len(tokens) + ours.num_tokens_cut == len(read)
+    # And what is written here by hand, as the tests above have it, is what Megatron reads.
+    write_megatron(
+        tmp_path / "h", documents, np.uint16 if vocab_size < 65_500 else np.int32, 8 if vocab_size < 65_500 else 4
+    )
+    assert (tmp_path / "h.bin").read_bytes() == (tmp_path / "d.bin").read_bytes()
+    assert (tmp_path / "h.idx").read_bytes() == (tmp_path / "d.idx").read_bytes()
