@@ -11,6 +11,7 @@ import torch
 from automodel_ckpt import LeaseHeld, VerificationFailed, latest, verify
 from automodel_core.config import config_from_dict
 from automodel_recipes import LLMFinetuneRecipe, TrainOptions
+from automodel_recipes.errors import RunDirectoryError
 
 LORA = {"_target_": "lora", "target_modules": ["*_proj"], "dim": 4, "alpha": 8}
 IDS = torch.tensor([[5, 17, 40, 8, 62]])
@@ -147,3 +148,20 @@ def test_a_dry_run_takes_nothing(train, tmp_path):
     train(options=TrainOptions(quiet=True, dry_run=True))
     assert not (tmp_path / "run" / ".lock").exists()
     assert not list((tmp_path / "run").glob("step-*"))
+
+
+def test_starts_from_a_checkpoint_in_an_object_store(train, tmp_path):
+    from automodel_ckpt.directory import open_directory
+
+    recipe = train(save_consolidated=False)
+    newest = latest(tmp_path / "run")
+    store = open_directory("memory://starts/run")
+    for file in newest.rglob("*"):
+        if file.is_file():
+            store.write_file(f"{newest.name}/{file.relative_to(newest)}", file.read_bytes())
+    with pytest.raises(RunDirectoryError, match=r"s3:/bucket/run is a URL.*checkpoint\.restore_from"):
+        train(checkpoint_dir="s3://bucket/run")
+    again = train(save_consolidated=False, checkpoint_dir=str(tmp_path / "again"), restore_from="memory://starts/run")
+    assert again.step_scheduler.step == recipe.step_scheduler.step == 6
+    ours, theirs = again.unwrapped().state_dict(), recipe.unwrapped().state_dict()
+    assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())

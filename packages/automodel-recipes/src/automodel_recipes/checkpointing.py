@@ -174,9 +174,10 @@ class RunCheckpointer:
 
     def resume(self) -> None:
         """Load the checkpoint that the run starts from."""
-        source = self.r.run_dir.resume_from
+        source: Path | str | None = self.r.run_dir.resume_from
         if source is None and self.settings.restore_from:
-            source = Path(checkpoint_path(self.settings.restore_from))
+            named = self.settings.restore_from
+            source = named if "://" in named else Path(checkpoint_path(named))
         if source is None:
             return
         from automodel_ckpt import load

@@ -49,7 +49,7 @@ class RunRecords:
         if self.is_main:
             write_text(self.r.run_dir.path / "config.yaml", self.r.config.to_yaml())
 
-    def resumed(self, source: Path) -> None:
+    def resumed(self, source: Path | str) -> None:
         """Say what the run goes on from."""
         step = self.r.step_scheduler.step
         self.r.console.fact("resume", f"step {step}, epoch {self.r.step_scheduler.epoch}, from {source}")

@@ -2,6 +2,7 @@
 
 import datetime
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,6 +52,11 @@ def choose_run_directory(path: Path, resume: str) -> RunDirectory:
     Raises:
         RunDirectoryError: the directory holds another run, is a file, or the checkpoint to resume is absent.
     """
+    if re.match(r"[a-z][a-z0-9+.-]+:/", str(path)):
+        raise RunDirectoryError(
+            f"checkpoint.checkpoint_dir {path} is a URL; a run's directory is on a file system. Give a path. To start "
+            "from a checkpoint in an object store, give its URL in checkpoint.restore_from."
+        )
     if path.exists() and not path.is_dir():
         raise RunDirectoryError(f"{path} is a file; checkpoint.checkpoint_dir must be a directory. Choose another.")
     if resume == "never":

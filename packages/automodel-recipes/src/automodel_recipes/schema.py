@@ -233,7 +233,7 @@ _LLM: dict[str, Section] = {
             "read_back": _flag("Prove before the first step and at the end that checkpoint and weights load; true."),
             "checkpoint_dir": _text("The run's directory; a dated one under runs/ by default."),
             "max_recent_checkpoints": _whole("How many checkpoints to keep.", 1),
-            "restore_from": _text("A checkpoint to start from."),
+            "restore_from": _text("A checkpoint to start from; a path, or the URL of an object store."),
             "best_metric_key": _text(
                 "Metric whose best checkpoint is kept as well, such as val/loss; with a leading - higher is better."
             ),
