@@ -167,6 +167,21 @@ def test_a_packed_stream_has_every_row_once_and_resumes(path, tokenizer, world):
     assert alone[:done] + steps(resumed) == alone
 
 
+def test_the_longest_rows_make_a_batch_and_the_position_stays(tmp_path, tokenizer):
+    rows = [{"prompt": "q " * (i % 9), "completion": "a"} for i in range(40)]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for pack in (False, True):
+        dataset = ChatIterableDataset(str(tmp_path / "a.jsonl"), tokenizer)
+        lengths = [len(row["input_ids"]) for row in dataset]
+        dataset = PackedSequence(dataset, packed_sequence_size=64, strategy="window").pack() if pack else dataset
+        loader = build_dataloader(dataset, collate_fn=default_collater, global_batch_size=4, local_batch_size=2)
+        before = loader.state_dict()
+        batch = loader.longest_micro_batch()
+        assert batch["input_ids"].shape == (2, 64 if pack else max(lengths))
+        assert loader.state_dict() == before
+        assert sorted(i for b in loader for i in ids(b)) == list(range(40))
+
+
 def test_misuse_says_what_to_do(path, tokenizer, tmp_path):
     state = loaders(path, tokenizer, 1)[0].state_dict()
     with pytest.raises(DataError, match="shuffle_block=20 but"):

@@ -67,6 +67,13 @@ class StreamLoader:
             raise DataError(f"no row of {self.dataset.name} can be trained on. Check the format and the mask.")
         self.set_epoch(self.epoch + 1)
 
+    def longest_micro_batch(self, *, most_rows: int = 512) -> Any:
+        """A micro-batch of the longest of the first rows, to see what a large one takes; the position does not move."""
+        rows = [row for row, _ in islice(self.dataset.rows(self.dataset.start()), most_rows)]
+        units = self.dataset.pack_block(rows) if isinstance(self.dataset, PackedStream) else rows
+        longest = sorted(units, key=lambda row: -len(row["input_ids"]))[: self.plan.local_batch_size]
+        return self._collate_fn(longest)
+
     def _batch(self, rows: list[dict[str, Any]]) -> Any:
         batch = self._collate_fn(rows)
         if not self._pin_memory:
