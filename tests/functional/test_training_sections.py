@@ -282,3 +282,12 @@ def test_half_precision_weights_are_not_computed_in_half_precision_again(by_two,
     by_two["model"] = {**by_two["model"], "dtype": "bfloat16"}
     with pytest.raises(ValueError, match="Load the model with dtype: float32"):
         start({**by_two, "mixed_precision": {"dtype": "bfloat16"}}, tmp_path / "refused")
+
+
+def test_rounding_in_groups_is_not_cut_over_tensor_ranks(by_two):
+    from automodel_recipes.build.model import build_model
+    from automodel_recipes.errors import UnusableInputError
+
+    by_two |= {"qat": {"group_size": 16}, "distributed": {"strategy": "fsdp2", "tp_size": 2}}
+    with pytest.raises(UnusableInputError, match=r"qat with distributed\.tp_size=2: groups of weights"):
+        build_model(config_from_dict(by_two), seed=0)

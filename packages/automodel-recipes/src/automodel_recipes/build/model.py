@@ -109,6 +109,12 @@ def _apply_qat(built: ModelBuild, config: ConfigNode) -> None:
         return
     from automodel_core.quantization import apply_qat
 
+    tp_size = config.get("distributed.tp_size")
+    if isinstance(tp_size, int) and tp_size > 1:
+        raise UnusableInputError(
+            f"qat with distributed.tp_size={tp_size}: groups of weights that share a scale would be cut. Set tp_size "
+            "to 1 and use data ranks, or remove qat."
+        )
     built.qat = apply_qat(built.model, **plain(section))
     built.reports.append(built.qat)
 
