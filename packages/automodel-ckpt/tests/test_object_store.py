@@ -231,7 +231,9 @@ def test_upload_that_fails_is_aborted(fast_path):
     assert store.files("") == {}
 
 
-def test_two_runs_of_one_prefix(fast_path, build, state_of):
+def test_two_runs_of_one_prefix(fast_path, monkeypatch):
+    monkeypatch.setattr(object_lease, "BEAT_S", 0.2)
+    monkeypatch.setattr(object_lease, "WATCH_S", 5.0)
     ready, done = os.pipe(), os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -240,12 +242,8 @@ def test_two_runs_of_one_prefix(fast_path, build, state_of):
         os.read(done[0], 1)
         os._exit(0)
     os.read(ready[0], 1)
-    object_lease_watch, object_lease.WATCH_S = object_lease.WATCH_S, 7.0  # the holder beats every 5 seconds
-    try:
-        with pytest.raises(LeaseHeld, match=f"is being written by process {pid} on .*one run at a time"):
-            save(_shared(fast_path), {"train": {"x": 2}}, step=2)
-    finally:
-        object_lease.WATCH_S = object_lease_watch
+    with pytest.raises(LeaseHeld, match=f"is being written by process {pid} on .*one run at a time"):
+        save(_shared(fast_path), {"train": {"x": 2}}, step=2)
     os.write(done[1], b"x")
     os.waitpid(pid, 0)
     began = time.monotonic()
