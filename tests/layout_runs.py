@@ -43,7 +43,7 @@ def train(run: LayoutRun, info: Any) -> Left:
     from automodel_recipes.run import recipe_class
 
     options = TrainOptions(quiet=True, resume=run.resume, max_steps=run.max_steps)
-    recipe = recipe_class(run.config["recipe"])(config_from_dict(run.config), options)
+    recipe = recipe_class(run.config["recipe"])(config_from_dict(run.config, allow_targets=("layout_runs",)), options)
     try:
         recipe.setup()
         recipe.train()
