@@ -64,8 +64,8 @@ class RunIdentity:
 def _rows_digest(r: "BaseRecipe") -> str | None:
     """A digest of tokens and labels of a few rows spread over the training set, in the set's own order."""
     rows, plan = getattr(r.train_loader, "dataset", None), getattr(r.train_loader, "plan", None)
-    if rows is None or plan is None or not hasattr(rows, "__getitem__"):
-        return None
+    if rows is None or plan is None or not hasattr(rows, "__len__"):
+        return None  # torch gives streams a __getitem__ that raises, but no length
     count = int(plan.num_samples)
     digest = hashlib.sha256(str(count).encode())
     for index in sorted({position * (count - 1) // (_NUM_ROWS - 1) for position in range(_NUM_ROWS)}):
