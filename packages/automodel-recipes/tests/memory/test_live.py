@@ -70,6 +70,16 @@ def test_ghosts_have_shapes_and_no_memory_and_ids_are_real():
         assert picked[mask].shape == (2, 1 << 20)
 
 
+def test_checks_of_values_pass_on_ghosts():
+    with ghost_tensors():
+        pixels = torch.rand(2, 3)
+        assert torch.allclose(pixels, pixels + 1)
+        assert float((pixels - 1).norm()) == 0.0
+        # A picture is not taken for padding.
+        padding = (pixels == 0.0).sum(-1) == 3
+        assert padding.tolist() == [False, False]
+
+
 def test_random_state_stays():
     before = torch.get_rng_state()
     with ghost_tensors():

@@ -67,6 +67,31 @@ def test_checkpointing_keeps_fewer_activations(plan_config):
     assert freed.peak().parts["activations"] < 0.5 * kept.peak().parts["activations"]
 
 
+def test_a_base_in_4_bits_is_planned_at_its_size(plan_config):
+    lora = {"peft": {"_target_": "lora", "dim": 4, "target_modules": ["*_proj"]}}
+    whole = make_plan(plan_config(**lora), world_size=1).estimate
+    packed = make_plan(plan_config(**lora, quantization={"load_in_4bit": True}), world_size=1).estimate
+    linear = 4 * (64 * 64 * 2 + 64 * 32 * 2 + 3 * 64 * 128)
+    # Half a byte each and a float32 scale for 64 of them, instead of 4 bytes; embedding, head and norms stay.
+    saved = linear * (4 - 0.5 - 4 / 64)
+    assert whole.static["parameters"] - packed.static["parameters"] == saved
+    assert whole.peak().total - packed.peak().total == pytest.approx(saved, rel=1e-6)
+    assert packed.static["optimizer"] == whole.static["optimizer"]
+
+
+def test_a_vision_language_recipe_is_planned_with_an_image_a_row():
+    from automodel_core.config import load_config
+    from automodel_recipes.shipped import find_shipped
+
+    config = load_config(find_shipped("demo_receipts").path, ["step_scheduler.global_batch_size=4"])
+    small = load_config(find_shipped("demo_receipts").path, ["step_scheduler.local_batch_size=4"])
+    plan = make_plan(small, world_size=1)
+    assert plan.problems == []
+    assert plan.estimate.rows == 4
+    assert plan.estimate.static["gradients"] > 0.9 * plan.estimate.static["parameters"]
+    assert any("multiple" in row for row in make_plan(config, world_size=1).problems)
+
+
 def test_a_larger_micro_batch_is_foreseen(plan_config):
     sections = {"step_scheduler": {"global_batch_size": 64, "local_batch_size": 8}}
     foreseen = make_plan(plan_config(), world_size=1).estimate.peak(8)

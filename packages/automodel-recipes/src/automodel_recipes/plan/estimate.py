@@ -69,6 +69,8 @@ def make_estimate(trace: StepTrace, *, parallel: Any, rows: int, tokens: int, ac
     if accumulates or buckets:
         # They are there while the next micro-batch runs; DDP keeps them in its buckets from the start.
         lasting[GRADIENTS] = trace.static[GRADIENTS]
+    if trace.quantized:
+        lasting[PARAMETERS] = trace.static[PARAMETERS]
     if buckets:
         everyone = tuple(range(parallel.world_size))
         collectives.append(Collective("allreduce_ of gradient buckets", everyone, trace.static[GRADIENTS]))

@@ -19,6 +19,7 @@ from automodel_recipes.flops import StepFlops, step_flops
 from automodel_recipes.memory.ghost import Collective, EqualChunks, ghost_tensors
 from automodel_recipes.memory.live import ACTIVATIONS, HEAD, UPDATE, LiveTensors
 from automodel_recipes.options import TrainOptions
+from automodel_recipes.plan.quantized import saved_by_quantization
 from automodel_recipes.plan.stages import LoneStages
 from automodel_recipes.plan.weightless import without_weights
 from automodel_recipes.run import DEFAULT_RECIPE, recipe_class
@@ -47,6 +48,8 @@ class StepTrace:
     """What the strategy and the edits did to the model."""
     model_config: Any
     """The transformers config."""
+    quantized: bool
+    """Whether the base is smaller than its trace, so that ``static`` and not ``live`` knows the parameters' size."""
     flops: StepFlops
     """What the step computes."""
 
@@ -92,6 +95,8 @@ def trace_step(
         with watched_step(r, live) as watched:
             train_step(r, batches)
         static = watched.static()
+        saved = saved_by_quantization(config, r.unwrapped())
+        static[PARAMETERS] -= saved
     return StepTrace(
         live=live,
         static=static,
@@ -101,6 +106,7 @@ def trace_step(
         num_trainable=r.built.num_trainable,
         reports=[str(report) for report in r.built.reports],
         model_config=r.unwrapped().config,
+        quantized=saved > 0,
         flops=step_flops(r.unwrapped()),
     )
 

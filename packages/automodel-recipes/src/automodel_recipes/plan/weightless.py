@@ -11,6 +11,7 @@ from automodel_recipes.model_facts import find_facts, known_models
 _MODELS = ("model", "teacher_model")
 # Keys of from_pretrained that say where weights lie or how they are read, and nothing about the model's shape.
 _ABOUT_WEIGHTS = (
+    "_target_",
     "pretrained_model_name_or_path",
     "gguf_file",
     "revision",
@@ -24,6 +25,7 @@ _ABOUT_WEIGHTS = (
     "low_cpu_mem_usage",
     "quantization_config",
 )
+_ABOUT_MODELS = ("dtype", "torch_dtype", "attn_implementation", "strict", "sdpa_method", "use_liger_kernel")
 
 
 def without_weights(config: ConfigNode) -> ConfigNode:
@@ -38,6 +40,7 @@ def without_weights(config: ConfigNode) -> ConfigNode:
     for name in _MODELS:
         if name in values:
             values[name] = _from_dimensions(config, name, values[name])
+    values.pop("quantization", None)  # of weights; see `saved_by_quantization`
     return config_from_dict(values, allow_targets=config.policy.allow_targets)
 
 
@@ -47,8 +50,10 @@ def _from_dimensions(config: ConfigNode, name: str, section: dict[str, Any]) -> 
         return section
     source = config.path(f"{name}.pretrained_model_name_or_path") or section["pretrained_model_name_or_path"]
     dimensions = model_dimensions(str(source), gguf_file=section.get("gguf_file"))
-    kept = {key: value for key, value in section.items() if key not in _ABOUT_WEIGHTS}
-    return {**kept, "_target_": _builder(target), "config": dimensions}
+    kept = {key: value for key, value in section.items() if key in _ABOUT_MODELS}
+    # from_pretrained takes fields of the config as keywords too, such as num_labels.
+    fields = {key: value for key, value in section.items() if key not in (*_ABOUT_MODELS, *_ABOUT_WEIGHTS)}
+    return {**kept, "_target_": _builder(target), "config": {**dimensions, **fields}}
 
 
 def _builder(target: str) -> str:
