@@ -11,7 +11,11 @@ common=(--warmup "${WARMUP:-3}" --steps "${STEPS:-10}" --output "$out" ${BENCH:-
 rung() {
   local name="$1"; shift
   echo "== $name"
-  automodel-recipes bench "$config" --name "$name" "${common[@]}" "$@" || echo "   rung $name failed; its row says why"
+  automodel-recipes bench "$config" --name "$name" "${common[@]}" "$@" && return
+  # A configuration that is refused before anything is measured leaves no row of its own.
+  tail -n 1 "$out" 2>/dev/null | grep -q "\"name\": \"$name\"" ||
+    printf '{"name": "%s", "status": "failed", "reason": "refused; see the output"}\n' "$name" >> "$out"
+  echo "   rung $name failed"
 }
 packed=(packed_sequence.packed_sequence_size="${PACK:-1024}" step_scheduler.local_batch_size=1)
 compiled=("${packed[@]}" compile.enabled=true)
