@@ -185,7 +185,7 @@ def test_every_layout(run_layouts, kind: str) -> None:
         narrow = kind != "full" and world_size == 2
         chosen = {name: layout for name, layout in layouts.items() if name in MAIN or not narrow}
         for name, got in run_layouts(world_size, chosen, **settings).items():
-            compare(name, expected, got)
+            compare(name, expected, got, num_steps=2 if kind == "packed" else 4)  # packs are fewer than rows
 
 
 @pytest.mark.more

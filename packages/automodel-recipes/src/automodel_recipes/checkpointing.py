@@ -201,7 +201,8 @@ class RunCheckpointer:
             return None
         refuse_non_finite(r)
         target = r.run_dir.final
-        if target.exists() and r.run_dir.resume_from is None:
+        # Every rank has looked before rank 0 writes: a late one would take its work for another run's.
+        if r.parallel.any_rank(target.exists()) and r.run_dir.resume_from is None:
             raise RecipeError(f"{target} exists already. Move it away, or choose another checkpoint.checkpoint_dir.")
         with r.as_exported():
             write_weights(r, target, overwrite=True)
