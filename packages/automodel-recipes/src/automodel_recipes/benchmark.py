@@ -90,7 +90,7 @@ def _time_steps(r: Any, options: BenchOptions) -> dict[str, Any]:
         "tokens_per_s": round(tokens / total, 2),
         "label_tokens_per_s": round(labels / total, 2),
         "flops_per_s_per_device": flops,
-        "mfu_percent": None if peak is None else round(100 * flops / (peak.tflops * 1e12), 2),
+        "mfu_percent": None if peak is None else float(f"{100 * flops / (peak.tflops * 1e12):.3g}"),
         "mfu_formula": FORMULA,
         "peak_tflops": None if peak is None else {"value": peak.tflops, "source": peak.source},
         "memory": r.memory.record(),

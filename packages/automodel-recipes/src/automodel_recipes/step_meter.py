@@ -92,7 +92,8 @@ class StepMeter:
         if self.peak is None:
             return None
         achieved = self.flops.of(num_tokens, squared_lengths) / seconds / self.r.parallel.world_size
-        return round(100 * achieved / (self.peak.tflops * 1e12), 2)
+        # Three digits, not two places: a small model on a fast machine is far below a hundredth of a percent.
+        return float(f"{100 * achieved / (self.peak.tflops * 1e12):.3g}")
 
     def _eta(self) -> float:
         scheduler = self.r.step_scheduler

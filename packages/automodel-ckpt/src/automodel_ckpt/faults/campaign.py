@@ -115,7 +115,12 @@ def kill_campaign(
         if limit_s is not None and time.monotonic() - began > limit_s:
             break
         group = ranks.start(world_size, lambda rank: _train(run, acknowledgements, rank, world_size, deadline_s))
-        _wait_for_save(acknowledgements, group, chance)
+        try:
+            _wait_for_save(acknowledgements, group, chance)
+        except BaseException:
+            group.kill(list(range(world_size)))  # nobody else would end them
+            group.wait(3 * deadline_s)
+            raise
         victims = list(range(world_size)) if chance.random() < 0.5 else [chance.randrange(world_size)]
         group.kill(victims)
         tally.hangs += not group.wait(3 * deadline_s)
