@@ -38,7 +38,7 @@ def test_two_machines_train_one_run(tmp_path):
     command = [sys.executable, "-m", "automodel_recipes", "launch", "nodes", str(find_shipped("demo_full").path)]
     words = ["step_scheduler.max_steps=2", "step_scheduler.local_batch_size=16", "dataset.limit_dataset_samples=64"]
     words += ["checkpoint.checkpoint_dir=run", "evaluation.exact_match=false", "evaluation.at_start=false"]
-    words += ["--nnodes=2", f"--master-port={port}"]
+    words += ["lr_scheduler.lr_warmup_steps=1", "--nnodes=2", f"--master-port={port}"]
     machines = [
         subprocess.Popen(
             [*command, *words, f"--node-rank={rank}"], cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}
