@@ -21,7 +21,7 @@ model:
   _target_: automodel_core.NeMoAutoModelForCausalLM.from_config
   config:
     _target_: transformers.LlamaConfig
-    vocab_size: 64
+    vocab_size: 1024
     hidden_size: 16
     intermediate_size: 32
     num_hidden_layers: 1
@@ -72,11 +72,11 @@ def test_a_wrong_keyword_of_a_plugin_part_is_found(run_cli):
 
 def test_all_parts_work_in_one_run(run_cli):
     screen = run_cli("train", "config.yaml")
-    assert "zero_init_head: (64, 16) set to 0" in screen
+    assert "zero_init_head: (1024, 16) set to 0" in screen
     rows = [json.loads(line) for line in (run_cli.work / "run/metrics.jsonl").read_text().splitlines()]
     first = next(row for row in rows if row["kind"] == "train")
     # A zero head predicts uniformly: the focal loss is (1 - 1/V)^2 log V.
-    assert first["loss"] == pytest.approx((1 - 1 / 64) ** 2 * math.log(64), rel=1e-5)
+    assert first["loss"] == pytest.approx((1 - 1 / 1024) ** 2 * math.log(1024), rel=1e-5)
     assert (run_cli.work / "run/targets.txt").read_text() == f"{8 * 4}\n"
 
 

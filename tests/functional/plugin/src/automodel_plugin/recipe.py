@@ -11,5 +11,5 @@ class CountingRecipe(LLMFinetuneRecipe):
     def train(self):
         summary = super().train()
         if self.parallel.is_main:
-            (self.run_dir.path / "targets.txt").write_text(f"{self.records.num_label_tokens}\n")
+            (self.run_dir.path / "targets.txt").write_text(f"{self.records.meter.total_label_tokens}\n")
         return summary
