@@ -242,7 +242,6 @@ class HangingChat(ChatDataset):
 
 
 @pytest.mark.more
-@pytest.mark.xfail(run=False, reason="a known defect: with two ranks the run does not end when one waits for its rows")
 def test_one_rank_hanging_in_its_loader_stops_with_the_others(long_config, write_yaml, tmp_path, monkeypatch):
     (tmp_path / "hanging.py").write_text(HANGING)
     (tmp_path / "hang").touch()

@@ -41,6 +41,8 @@ class RunCheckpointer:
         self._said_why_not = False
         self._saver: Any = None
         self._identity = RunIdentity(recipe)
+        if self.enabled:
+            self._identity.establish()
         self._step_on_disk: int | None = None  # saved by this run, or where it went on from
 
     def state(self) -> dict[str, Any]:

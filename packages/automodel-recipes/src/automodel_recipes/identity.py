@@ -35,11 +35,21 @@ class RunIdentity:
         self.r = recipe
         self._facts: dict[str, Any] | None = None
 
+    def establish(self) -> None:
+        """Find the facts; collective, all ranks get those of rank 0.
+
+        Before training, not in the first save: a save reads no rows, for it may be asked for because a rank waits for
+        its rows in vain.
+        """
+        rows = _rows_digest(self.r) if self.r.parallel.is_main else None
+        facts = {"data": rows, "base": _frozen_digest(self.r), "adapter": _adapter_facts(self.r)}
+        self._facts = _of_rank_zero(facts)
+
     def state_dict(self) -> dict[str, Any]:
-        """The facts; every rank calls it, and all get those of rank 0."""
+        """The facts, the same on every rank."""
         if self._facts is None:
-            facts = {"data": _rows_digest(self.r), "base": _frozen_digest(self.r), "adapter": _adapter_facts(self.r)}
-            self._facts = _of_rank_zero(facts)
+            self.establish()
+        assert self._facts is not None
         return self._facts
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
