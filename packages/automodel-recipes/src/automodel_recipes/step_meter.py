@@ -85,7 +85,7 @@ class StepMeter:
             "data_wait_percent": round(100 * waited / seconds, 1),
             "peak_memory_gib": round(peak_memory_gib(r.device), 3),
             "host_memory_gib": round(host_memory_gib(), 3),
-            "eta_s": round(self._eta(), 1),
+            "eta_s": round(self._eta(), 3),
         }
 
     def _mfu_percent(self, num_tokens: int, squared_lengths: int, seconds: float) -> float | None:
