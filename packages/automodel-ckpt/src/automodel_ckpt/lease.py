@@ -22,11 +22,9 @@ from pathlib import Path
 
 from automodel_ckpt import layout
 from automodel_ckpt.errors import LeaseHeld
+from automodel_ckpt.heartbeat import BEAT_S, WATCH_S, describe, wait_for_silence
 
 logger = logging.getLogger(__name__)
-
-BEAT_S = 5.0
-WATCH_S = 12.0
 
 
 @dataclass
@@ -130,15 +128,7 @@ def _lock(fd: int, path: Path) -> None:
 
 def _watch(fd: int, holder: dict, path: Path) -> None:
     """Wait until the holder on another machine has shown no heartbeat for `WATCH_S`."""
-    logger.info("%s was held by host %s; waiting %g s for a sign of life", path, holder["host"], WATCH_S)
-    end = time.monotonic() + WATCH_S
-    while time.monotonic() < end:
-        time.sleep(0.2)
-        current = _holder(fd)
-        if current is None:
-            return
-        if current != holder:
-            raise _held_error(current, path)
+    wait_for_silence(path, holder, lambda: _holder(fd), lambda it: _held_error(it, path), watch_s=WATCH_S, every_s=0.2)
 
 
 def _holder(fd: int) -> dict | None:
@@ -150,9 +140,8 @@ def _holder(fd: int) -> dict | None:
 
 
 def _held_error(holder: dict | None, path: Path) -> LeaseHeld:
-    who = f"process {holder.get('pid')} on {holder.get('host')}" if holder else "another process"
     return LeaseHeld(
-        f"{path.parent} is being written by {who}; one run at a time may write a directory. "
+        f"{path.parent} is being written by {describe(holder)}; one run at a time may write a directory. "
         "Stop that run, or choose another checkpoint directory."
     )
 

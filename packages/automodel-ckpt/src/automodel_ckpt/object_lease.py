@@ -19,11 +19,10 @@ from typing import Any
 
 from automodel_ckpt import layout
 from automodel_ckpt.errors import LeaseHeld
+from automodel_ckpt.heartbeat import BEAT_S, WATCH_S, describe, wait_for_silence
 
 logger = logging.getLogger(__name__)
 
-BEAT_S = 5.0
-WATCH_S = 12.0
 SETTLE_S = 1.0
 """After the lease of a dead holder is taken: how long a rival that saw the same has to show itself."""
 
@@ -116,15 +115,14 @@ def _is_dead_here(holder: dict) -> bool:
 
 def _watch(store: Any, holder: dict) -> None:
     """Wait until the holder has shown no heartbeat for `WATCH_S`."""
-    logger.info("%s was held by host %s; waiting %g s for a sign of life", store, holder.get("host"), WATCH_S)
-    end = time.monotonic() + WATCH_S
-    while time.monotonic() < end:
-        time.sleep(min(0.5, WATCH_S / 10))
-        current = read_holder(store)
-        if current is None:
-            return
-        if current != holder:
-            raise _held_error(store, current)
+    wait_for_silence(
+        store,
+        holder,
+        lambda: read_holder(store),
+        lambda it: _held_error(store, it),
+        watch_s=WATCH_S,
+        every_s=min(0.5, WATCH_S / 10),
+    )
 
 
 def read_holder(store: Any) -> dict | None:
@@ -137,9 +135,8 @@ def read_holder(store: Any) -> dict | None:
 
 
 def _held_error(store: Any, holder: dict | None) -> LeaseHeld:
-    who = f"process {holder.get('pid')} on {holder.get('host')}" if holder else "another process"
     return LeaseHeld(
-        f"{store} is being written by {who}; one run at a time may write a prefix. "
+        f"{store} is being written by {describe(holder)}; one run at a time may write a prefix. "
         "Stop that run, or choose another prefix."
     )
 
