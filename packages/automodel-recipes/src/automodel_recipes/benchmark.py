@@ -24,8 +24,8 @@ from automodel_recipes.options import TrainOptions
 from automodel_recipes.plan.inputs import planned_rows
 from automodel_recipes.plan.weightless import without_weights
 from automodel_recipes.run import DEFAULT_RECIPE, recipe_class
-from automodel_recipes.run_json import package_versions
 from automodel_recipes.train_step import train_step
+from automodel_recipes.versions import installed_versions
 
 FORMAT = 1
 
@@ -151,7 +151,7 @@ def _row(r: Any, options: BenchOptions, config: ConfigNode) -> dict[str, Any]:
         "batch": {"local": scheduler.local_batch_size, "global": scheduler.global_batch_size},
         "warmup": options.warmup,
         "steps": options.steps,
-        "versions": package_versions(),
+        "versions": installed_versions(),
     }
 
 

@@ -6,17 +6,13 @@ import platform
 import shutil
 import socket
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from automodel_recipes.versions import OWN, installed_versions
+
 _PACKAGES = (
-    "automodel-core",
-    "automodel-parallel",
-    "automodel-kernels",
-    "automodel-data",
-    "automodel-ckpt",
-    "automodel-recipes",
+    *OWN,
     "torch",
     "transformers",
     "peft",
@@ -48,13 +44,7 @@ def examine(*, network: bool = False) -> Facts:
 
 
 def _versions() -> dict[str, str]:
-    found = {}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+    return dict.fromkeys(_PACKAGES, "not installed") | installed_versions(_PACKAGES)
 
 
 def _devices() -> dict[str, str]:

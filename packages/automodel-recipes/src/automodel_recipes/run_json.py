@@ -3,33 +3,17 @@
 import platform
 import sys
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from automodel_core.config.secret import MASK, is_secret_key
 from automodel_recipes.flops import FORMULA
 from automodel_recipes.runs.folder import FORMAT
 from automodel_recipes.validation.provenance import provenance
+from automodel_recipes.versions import installed_versions
 
 if TYPE_CHECKING:
     from automodel_recipes.base import BaseRecipe
     from automodel_recipes.loop import TrainSummary
-
-
-_PACKAGES = (
-    "torch",
-    "transformers",
-    "peft",
-    "safetensors",
-    "datasets",
-    "triton",
-    "automodel-core",
-    "automodel-parallel",
-    "automodel-kernels",
-    "automodel-data",
-    "automodel-ckpt",
-    "automodel-recipes",
-)
 
 
 def run_record(
@@ -52,7 +36,7 @@ def run_record(
         "provenance": {
             row.path: {"value": row.value, "origin": row.origin, "source": row.source} for row in provenance(r.config)
         },
-        "versions": package_versions(),
+        "versions": installed_versions(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "device": str(r.device),
@@ -108,14 +92,3 @@ def _device_name(r: "BaseRecipe") -> str:
     import torch
 
     return torch.cuda.get_device_name(r.device) if r.device.type == "cuda" else platform.processor() or r.device.type
-
-
-def package_versions() -> dict[str, str]:
-    """Installed versions of the packages that decide a run's numbers."""
-    found = {}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
