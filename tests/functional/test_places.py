@@ -5,8 +5,7 @@ import json
 import pytest
 import torch
 
-from automodel_core.config import config_from_dict
-from automodel_recipes import LLMFinetuneRecipe, TrainOptions
+import resuming
 from automodel_recipes.cli import main
 from automodel_recipes.places import checkpoint_path, find_place
 
@@ -32,12 +31,7 @@ def run(tiny_model, chat_rows, tmp_path_factory):
         "checkpoint": {"enabled": True, "checkpoint_dir": str(path), "best_metric_key": "val"},
     }
     config["step_scheduler"]["val_every_steps"] = 2
-    recipe = LLMFinetuneRecipe(config_from_dict(config), TrainOptions(quiet=True))
-    try:
-        recipe.setup()
-        recipe.train()
-    finally:
-        recipe.close()
+    resuming.run(config)
     return path
 
 

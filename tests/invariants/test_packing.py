@@ -2,19 +2,13 @@
 
 import pytest
 
-from automodel_core.config import config_from_dict
-from automodel_recipes import LLMFinetuneRecipe, TrainOptions
 from automodel_recipes.loggers.jsonl import read_jsonl
+from resuming import run
 
 
 def _first_step(config, out):
     config = {**config, "checkpoint": {"enabled": False, "checkpoint_dir": str(out)}}
-    recipe = LLMFinetuneRecipe(config_from_dict(config), TrainOptions(quiet=True))
-    try:
-        recipe.setup()
-        recipe.train()
-    finally:
-        recipe.close()
+    recipe = run(config)
     return next(row for row in read_jsonl(recipe.run_dir.metrics) if row["kind"] == "train")
 
 
