@@ -7,24 +7,22 @@ Streams, `MixedStream` among them, have ``name``, ``num_source_rows`` (None wher
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from itertools import islice, takewhile
+from itertools import islice
 from typing import Any
 
-from torch.utils.data import IterableDataset
-
-from automodel_data.build import RowEncoder, RowPolicy, log_report, too_many_bad_rows
+from automodel_data.build import RowEncoder, RowPolicy
 from automodel_data.chunks import encoded_chunks
 from automodel_data.llm.chat import chat_encoder
 from automodel_data.llm.column_mapped import column_encoder, qa_renderer
+from automodel_data.row_stream import RowStream
 from automodel_data.store import EncodeReport
 from automodel_data.stream_sources import START, FileRows, Position, open_stream
 from automodel_data.templates import ChatTemplate
 
 _CHUNK = 256  # rows that a worker process encodes at a time
-_ROWS_TO_JUDGE = 1000  # a stream cannot be judged whole beforehand, and not by its first few rows
 
 
-class StreamingTokenDataset(IterableDataset):
+class StreamingTokenDataset(RowStream):
     """Rows of a source, encoded on the way; the same rows in the same order as the map-style dataset.
 
     Rows carry ``sample_id``, their number in the source. ``report`` accounts for the rows read so far.
@@ -36,17 +34,9 @@ class StreamingTokenDataset(IterableDataset):
     """
 
     def __init__(self, source: Any, row_encoder: RowEncoder, *, limit: int | None = None) -> None:
-        self.source = source if hasattr(source, "read") else FileRows(source)
-        self.name, self.row_encoder, self._limit = self.source.name, row_encoder, limit
-        known = [n for n in (self.source.num_rows, limit) if n is not None]
-        self.num_source_rows = min(known) if self.source.num_rows is not None else None
-        self.report = EncodeReport()
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        return (row for row, _ in self.rows())
-
-    def start(self) -> Position:
-        return START
+        source = source if hasattr(source, "read") else FileRows(source)
+        super().__init__(source, policy=row_encoder.policy, limit=limit)
+        self.row_encoder = row_encoder
 
     def rows(
         self, position: Position = START, *, num_workers: int = 0
@@ -59,7 +49,7 @@ class StreamingTokenDataset(IterableDataset):
         if position["row"] == 0:
             self.report = EncodeReport()
         reader = self.source.read(position)
-        numbered = takewhile(lambda item: self._limit is None or item[0] < self._limit, reader)
+        numbered = self._within_limit(reader)
         if num_workers:
             chunks = iter(lambda: list(islice(numbered, _CHUNK)), [])
             encoded = encoded_chunks(chunks, self.source, self.row_encoder, self.report, num_workers=num_workers)
@@ -70,14 +60,7 @@ class StreamingTokenDataset(IterableDataset):
             values = {"input_ids": row.input_ids.tolist(), "labels": row.labels.tolist(), "sample_id": i}
             yield values, reader.position(i + 1)
         self._refuse_too_many_bad_rows()
-        if self.report.num_bad or self.report.num_too_long or self.report.num_truncated:
-            log_report(self.report, policy=self.row_encoder.policy, name=self.name)
-
-    def _refuse_too_many_bad_rows(self) -> None:
-        report, allowed = self.report, self.row_encoder.policy.max_bad_fraction
-        if report.num_rows < _ROWS_TO_JUDGE or report.num_bad <= allowed * report.num_rows:
-            return
-        raise too_many_bad_rows(report, policy=self.row_encoder.policy, name=self.name)
+        self._log_report()
 
 
 class ChatIterableDataset(StreamingTokenDataset):

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from itertools import takewhile
 from typing import Any, Unpack
 
-from torch.utils.data import IterableDataset
-
-from automodel_data.build import log_report, too_many_bad_rows
 from automodel_data.errors import BadRow, DataError
+from automodel_data.row_stream import RowStream
 from automodel_data.store import BadRowRecord, EncodeReport
 from automodel_data.stream_sources import START, Position, open_stream
 from automodel_data.vlm.conversation import parse_row
@@ -18,11 +15,10 @@ from automodel_data.vlm.conversations import own_directory
 from automodel_data.vlm.encoder import MediaRowEncoder
 from automodel_data.vlm.rows import RowKeys
 
-_ROWS_TO_JUDGE = 1000  # a stream cannot be judged whole beforehand, and not by its first few rows
 _MAX_RECORDS = 1000
 
 
-class VLMIterableDataset(IterableDataset):
+class VLMIterableDataset(RowStream):
     """The rows of `make_llava_dataset` in the same order, streamed: hub sets without a download before.
 
     A row carries ``decode``, which gives it with its tensors; the collate calls it, so that of a stream that every rank
@@ -46,24 +42,17 @@ class VLMIterableDataset(IterableDataset):
         limit_dataset_samples: int | None = None,
         **keys: Unpack[RowKeys],
     ) -> None:
-        self.source, self._limit = open_stream(path_or_dataset, split=split, name=name), limit_dataset_samples
-        _leave_encoded(self.source)
+        source = open_stream(path_or_dataset, split=split, name=name)
+        _leave_encoded(source)
         keys.setdefault("media_root", own_directory(path_or_dataset))
         self.encoder = MediaRowEncoder(processor, **keys)
-        self.name, self.adapter, self.report = self.source.name, self.encoder.adapter, self.encoder.report
-        known = [n for n in (self.source.num_rows, limit_dataset_samples) if n is not None]
-        self.num_source_rows = min(known) if self.source.num_rows is not None else None
+        super().__init__(source, policy=self.encoder.policy, limit=limit_dataset_samples)
+        self.adapter, self.report = self.encoder.adapter, self.encoder.report
 
     @property
     def media_kinds(self) -> tuple[str, ...]:
         """The kinds of media of the rows read so far."""
         return self.encoder.media_kinds
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        return (row for row, _ in self.rows())
-
-    def start(self) -> Position:
-        return START
 
     def rows(
         self, position: Position = START, *, num_workers: int = 0
@@ -80,13 +69,12 @@ class VLMIterableDataset(IterableDataset):
         if position["row"] == 0:
             self.report = self.encoder.report = EncodeReport()
         reader = self.source.read(position)
-        for i, raw in takewhile(lambda item: self._limit is None or item[0] < self._limit, reader):
+        for i, raw in self._within_limit(reader):
             row = self._row(i, raw)
-            self._judge()
+            self._refuse_too_many_bad_rows()
             if row is not None:
                 yield {**row, "sample_id": i}, reader.position(i + 1)
-        if self.report.num_bad or self.report.num_too_long or self.report.num_truncated:
-            log_report(self.report, policy=self.encoder.policy, name=self.name)
+        self._log_report()
 
     def _row(self, index: int, raw: Any) -> dict[str, Any] | None:
         source, line = self.source.place(index)
@@ -98,7 +86,7 @@ class VLMIterableDataset(IterableDataset):
             conversation = parse_row(raw)
             encoded = self.encoder.surveyed(conversation, name)
         except BadRow as error:
-            if self.encoder.policy.on_bad == "fail":
+            if self._policy.on_bad == "fail":
                 raise DataError(f"{name}: {error}") from error
             self._record(BadRowRecord(source, line - 1, error.why, error.path))
             return None
@@ -112,11 +100,6 @@ class VLMIterableDataset(IterableDataset):
             self.report.bad_rows.append(record)
         else:
             self.report.num_bad_unlisted += 1
-
-    def _judge(self) -> None:
-        report, policy = self.report, self.encoder.policy
-        if report.num_rows >= _ROWS_TO_JUDGE and report.num_bad > policy.max_bad_fraction * report.num_rows:
-            raise too_many_bad_rows(report, policy=policy, name=self.name)
 
 
 def _leave_encoded(source: Any) -> None:
