@@ -1,5 +1,6 @@
 """Every shipped YAML validates and builds on the meta device, offline."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -82,3 +83,9 @@ def test_it_builds_on_the_meta_device(config):
 def test_the_example_of_the_repository_is_what_the_wheel_ships(path):
     examples = Path(__file__).parents[3] / "examples"
     assert (examples / path.relative_to(ROOT)).read_text() == path.read_text()
+
+
+def test_the_table_of_examples_lists_every_one_and_no_other():
+    text = (Path(__file__).parents[3] / "examples/README.md").read_text()
+    listed = {name for line in text.splitlines() if line.startswith("| ") for name in re.findall(r"`(\w+)`", line)}
+    assert listed == {path.stem for path in SHIPPED}
