@@ -88,12 +88,9 @@ def build_processor(family: str) -> Any:
     return globals()[f"_{family}_processor"](build_tokenizer(family))
 
 
-def _llava_processor(tokenizer: Any) -> Any:
-    from transformers import CLIPImageProcessorPil, LlavaProcessor
-
-    size = {"height": 32, "width": 32}
-    images = CLIPImageProcessorPil(size=size, crop_size=size, **_MEAN)
-    return LlavaProcessor(
+def _of_patches(kind: Any, images: Any, tokenizer: Any) -> Any:
+    """A processor that counts an image's placeholders by its patches."""
+    return kind(
         images,
         tokenizer,
         patch_size=8,
@@ -101,6 +98,14 @@ def _llava_processor(tokenizer: Any) -> Any:
         num_additional_image_tokens=1,
         chat_template=tokenizer.chat_template,
     )
+
+
+def _llava_processor(tokenizer: Any) -> Any:
+    from transformers import CLIPImageProcessorPil, LlavaProcessor
+
+    size = {"height": 32, "width": 32}
+    images = CLIPImageProcessorPil(size=size, crop_size=size, **_MEAN)
+    return _of_patches(LlavaProcessor, images, tokenizer)
 
 
 def _llava_next_processor(tokenizer: Any) -> Any:
@@ -112,14 +117,7 @@ def _llava_next_processor(tokenizer: Any) -> Any:
         image_grid_pinpoints=[[32, 64], [64, 32], [64, 64]],
         **_MEAN,
     )
-    return LlavaNextProcessor(
-        images,
-        tokenizer,
-        patch_size=8,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=tokenizer.chat_template,
-    )
+    return _of_patches(LlavaNextProcessor, images, tokenizer)
 
 
 def _llava_onevision_processor(tokenizer: Any) -> Any:

@@ -135,11 +135,15 @@ def apply_manifest(path: Path) -> str:
     return done.stdout.strip()
 
 
+def _metadata(job: KubernetesConfig, labels: dict[str, str]) -> dict[str, Any]:
+    return {"name": job.name, "namespace": job.namespace, "labels": labels}
+
+
 def _config_map(job: KubernetesConfig, labels: dict[str, str], config_text: str) -> dict[str, Any]:
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
-        "metadata": {"name": job.name, "namespace": job.namespace, "labels": labels},
+        "metadata": _metadata(job, labels),
         "data": {"config.yaml": config_text},
     }
 
@@ -148,7 +152,7 @@ def _service(job: KubernetesConfig, labels: dict[str, str]) -> dict[str, Any]:
     return {
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": {"name": job.name, "namespace": job.namespace, "labels": labels},
+        "metadata": _metadata(job, labels),
         # Without a cluster address: the name resolves to the pods, ready or not, since they wait for one another.
         "spec": {
             "clusterIP": "None",
@@ -163,7 +167,7 @@ def _job(job: KubernetesConfig, labels: dict[str, str], options: Sequence[str]) 
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
-        "metadata": {"name": job.name, "namespace": job.namespace, "labels": labels},
+        "metadata": _metadata(job, labels),
         "spec": {
             "completionMode": "Indexed",
             "completions": job.nodes,
