@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -20,6 +21,7 @@ _BACKENDS = {
     "xpu": "cpu:gloo,xpu:xccl",
     "cpu": "gloo",
 }
+_LOCK_FOR_WORKERS_S = 0.05
 _DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
 
 
@@ -91,9 +93,15 @@ def ensure_process_group(info: DistInfo) -> None:
 
 
 def shutdown() -> None:
-    """Leave the process group, if there is one. Safe to call twice, and after an error."""
+    """Leave the process group, if there is one. Safe to call twice, and after an error.
+
+    Gloo's worker threads drop the tensors of the last collectives after those have returned, and need the
+    interpreter's lock for it. Before Python 3.14 a thread that still waits for the lock when the interpreter is torn
+    down aborts the process, so the lock is left to them for a moment.
+    """
     if dist.is_initialized():
         dist.destroy_process_group()
+        time.sleep(_LOCK_FOR_WORKERS_S)
 
 
 def resolve_device(device: str, *, local_rank: int = 0, world_size: int = 1) -> torch.device:

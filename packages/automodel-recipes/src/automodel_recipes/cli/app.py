@@ -9,6 +9,8 @@ import click
 from automodel_recipes.__about__ import __version__
 from automodel_recipes.cli.errors import report
 from automodel_recipes.cli.group import LazyGroup
+from automodel_recipes.launch.local import under_launcher
+from automodel_recipes.launch.rank_exit import RankExit
 
 _PROGRAM = "automodel-recipes"
 
@@ -33,7 +35,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     0 ok, 2 configuration or usage, 3 out of memory, 4 data, 5 non-finite loss, 6 checkpoint, 130 and 143 signals,
     1 anything else.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    if argv is None and under_launcher():
+        rank = RankExit()
+        rank.code = _run(sys.argv[1:])
+        return rank.code
+    return _run(list(sys.argv[1:] if argv is None else argv))
+
+
+def _run(arguments: list[str]) -> int:
     try:
         result = cli.main(arguments, prog_name=_PROGRAM, standalone_mode=False, obj=arguments)
     except BrokenPipeError:
