@@ -104,10 +104,11 @@ def device_peak(device: torch.device, *, given: float | None) -> Peak | None:
     return None if gpu is None else Peak(gpu.bf16_tflops, f"data sheet of {name}, dense, 16 bits")
 
 
-def _measured_matmul_tflops(size: int = 512, repeats: int = 4) -> float:
+def _measured_matmul_tflops(size: int = 512, seconds: float = 0.2) -> float:
+    """The best of the products that fit into ``seconds``: a moment in which the machine was busy must not count."""
     a = torch.ones(size, size)
-    best = float("inf")
-    for _ in range(repeats):
+    best, end = float("inf"), time.perf_counter() + seconds
+    while best == float("inf") or time.perf_counter() < end:
         start = time.perf_counter()
         a @ a
         best = min(best, time.perf_counter() - start)

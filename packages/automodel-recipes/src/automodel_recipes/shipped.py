@@ -1,6 +1,7 @@
 """The recipes that ship with this package: YAML files under ``configs/``."""
 
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 ROOT = Path(__file__).parent / "configs"
@@ -20,11 +21,10 @@ class ShippedRecipe:
 
     @property
     def summary(self) -> str:
-        """The first comment line of the file."""
-        for line in self.path.read_text(encoding="utf-8").splitlines():
-            if line.startswith("#") and line.strip("# "):
-                return line.strip("# ")
-        return ""
+        """The first sentence of the comment that the file begins with."""
+        lines = takewhile(lambda line: line.startswith("#"), self.path.read_text(encoding="utf-8").splitlines())
+        comment = " ".join(line.strip("# ") for line in lines)
+        return comment.partition(". ")[0].removesuffix(".") + "." if comment else ""
 
 
 def shipped_recipes() -> dict[str, ShippedRecipe]:

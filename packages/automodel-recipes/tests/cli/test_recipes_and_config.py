@@ -37,8 +37,10 @@ def test_names_are_unique():
     assert len(shipped_recipes()) == len(SHIPPED)
 
 
-def test_every_shipped_recipe_has_a_summary():
-    assert [recipe.name for recipe in shipped_recipes().values() if not recipe.summary] == []
+def test_every_shipped_recipe_is_told_in_one_whole_sentence():
+    wrong = [r.name for r in shipped_recipes().values() if not r.summary.endswith(".") or ". " in r.summary]
+    assert wrong == []
+    assert shipped_recipes()["demo_careful"].summary.endswith("the model is to be served with.")  # of its second line
 
 
 def test_ls_cp_show(capsys, tmp_path, monkeypatch):
