@@ -89,6 +89,18 @@ def test_consolidated_checkpoint_equals_the_export(tmp_path, family):
     assert _names(tmp_path / "out") == _names(tmp_path / "export")
 
 
+def test_consolidate_refuses_the_small_files_of_a_model_of_another_size(tmp_path):
+    model = _model("llama")
+    export_hf(model, tmp_path / "before")
+    rows = model.config.vocab_size
+    model.resize_token_embeddings(rows + 2)
+    save(tmp_path / "run", {"model": model}, step=1)
+    told = rf"is \[{rows + 2}, \d+\] in the checkpoint and \[{rows}, \d+\] by .*before/config.json.*RUN/final"
+    with pytest.raises(StateMismatch, match=told):
+        consolidate(tmp_path / "run", tmp_path / "out", assets=tmp_path / "before")
+    assert not (tmp_path / "out").exists()
+
+
 def test_sharded_model_exports_like_a_plain_one(fast_path):
     def work(rank):
         from torch.distributed.fsdp import fully_shard

@@ -3,7 +3,15 @@
 import pytest
 import torch
 
-from automodel_ckpt import ModelState, VerificationFailed, export_hf, read_back, save_adapter, save_dcp
+from automodel_ckpt import (
+    ModelState,
+    VerificationFailed,
+    export_hf,
+    grow_for_adapter,
+    read_back,
+    save_adapter,
+    save_dcp,
+)
 from automodel_ckpt.adapter import read_tensors
 from automodel_ckpt.local_disk import LocalDisk
 from automodel_ckpt.writer import write_tensors
@@ -90,3 +98,24 @@ def test_stock_dcp_reads_save_dcp(tmp_path, build):
     save_dcp(tmp_path / "dcp", one.model, one.optim)
     dcp.load({"model": ModelState(other.model)}, checkpoint_id=tmp_path / "dcp", no_dist=True)
     assert torch.equal(other.model["head"].weight, one.model["embed"].weight)
+
+
+@pytest.mark.parametrize("rows", ["some", "whole"])
+def test_an_adapter_with_added_tokens_is_read_on_a_base_that_grows(tmp_path, rows):
+    """Rows 50 and 51 are new; PEFT makes no room for them, nor for a whole embedding of 52 rows."""
+    some = {"trainable_token_indices": {"embed_tokens": [50, 51], "lm_head": [50, 51]}}
+    chosen = some if rows == "some" else {"modules_to_save": ["embed_tokens", "lm_head"]}
+    grown = _llama()
+    grown.resize_token_embeddings(52)
+    made = peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM", **chosen)
+    model = peft.get_peft_model(grown, made).eval()
+    inputs = {"input_ids": torch.tensor([[3, 50, 51, 7]])}
+    tensors = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
+    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 2, "target_modules": ["q_proj"], **chosen}
+    directory = save_adapter(tmp_path / "a", tensors, config)
+    logits = model(**inputs).logits
+    assert read_back(directory, base=_llama(), inputs=inputs, logits=logits).max_difference <= 1e-6
+    base = _llama()
+    assert grow_for_adapter(base, directory) == base.config.vocab_size == 52
+    assert grow_for_adapter(base, directory) == 52
+    assert grow_for_adapter(base, "someone/adapter") == 52

@@ -30,6 +30,7 @@ _HOMES = {
     "consolidate": "hf.consolidate",
     "export_hf": "hf.export",
     "gc": "retention",
+    "grow_for_adapter": "hf.vocabulary",
     "latest": "directory",
     "load": "loading",
     "load_adapter": "adapter",

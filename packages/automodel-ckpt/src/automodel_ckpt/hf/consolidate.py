@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from automodel_ckpt.boxes import Box
 from automodel_ckpt.contents import Contents
 from automodel_ckpt.dtypes import dtype_of
-from automodel_ckpt.errors import UnsupportedState
+from automodel_ckpt.errors import StateMismatch, UnsupportedState
 from automodel_ckpt.hf.assets import copy_assets
 from automodel_ckpt.hf.export import parse_size, plan_shards, shard_files, write_index_of
 from automodel_ckpt.hf.names import disk_groups
@@ -58,6 +59,7 @@ def consolidate(
     config = _read_config(assets)
     model = _meta_model(config) if config else None
     records = {name: stored.tensors[stored.aliases.get(name, name)] for name in _names(stored, model)}
+    _refuse_other_sizes(model, records, assets)
     like = {name: torch.empty(r.shape, dtype=dtype_of(r.dtype), device="meta") for name, r in records.items()}
     shards = plan_shards(disk_groups(model, like), like, dtype, parse_size(shard_size))
 
@@ -98,6 +100,19 @@ def _meta_model(config: dict[str, Any]) -> Any:
         )
     with torch.device("meta"):
         return kind(kind.config_class.from_dict(config))
+
+
+def _refuse_other_sizes(model: Any, records: Mapping[str, Any], assets: Any) -> None:
+    """Raises: StateMismatch: the assets describe a model of other sizes, such as one without the added tokens."""
+    there = {} if model is None else {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    wrong = [name for name, record in records.items() if there.get(name, tuple(record.shape)) != tuple(record.shape)]
+    if wrong:
+        raise StateMismatch(
+            f"{wrong[0]} is {list(records[wrong[0]].shape)} in the checkpoint and {list(there[wrong[0]])} by "
+            f"{assets}/config.json; nothing is written. Give the assets of this run: where tokens were added to its "
+            "tokenizer, RUN/final or RUN/hf/step-N.",
+            differences=tuple(wrong),
+        )
 
 
 def _names(stored: Any, model: Any) -> list[str]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from automodel_ckpt.adapter import CONFIG, load_adapter
 from automodel_ckpt.errors import VerificationFailed
 from automodel_ckpt.hf.probe import read_probe
+from automodel_ckpt.hf.vocabulary import grow_for_adapter
 
 
 @dataclass(frozen=True)
@@ -102,8 +103,10 @@ def _load_adapter_model(
     plain = (
         base if isinstance(base, torch.nn.Module) else _model_class(base).from_pretrained(base, dtype=dtype or "auto")
     )
+    grow_for_adapter(plain, directory)
     model = peft.PeftModel.from_pretrained(plain, str(directory))
-    loaded = peft.get_peft_model_state_dict(model)
+    # Left to itself PEFT would count a grown embedding as part of the adapter.
+    loaded = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
     if loaded.keys() != tensors.keys():
         differing = sorted(loaded.keys() ^ tensors.keys())
         problems.append(f"{len(differing)} names differ from what PEFT adapts, such as {differing[:3]}")
