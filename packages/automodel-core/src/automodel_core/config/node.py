@@ -95,6 +95,11 @@ class ConfigNode(Mapping[str, Any]):
 
         return build(self._tree, path=self._path, runtime=runtime, policy=self._policy, offered=offered)
 
+    def without(self, *keys: str) -> ConfigNode:
+        """The same section less some of its own keys, which its reader takes itself."""
+        entries = {key: entry for key, entry in self._tree.entries.items() if key not in keys}
+        return ConfigNode(Table(self._tree.source, entries), path=self._path, policy=self._policy)
+
     def error(self, path: str, message: str) -> ConfigError:
         """A ConfigError about the value at a dotted path, to be raised by whoever reads it."""
         tree = find(self._tree, path)

@@ -9,9 +9,11 @@ _HOMES = {
     "NeMoAutoModelForImageTextToText": "auto_model",
     "NeMoAutoModelForSequenceClassification": "auto_model",
     "WeightSource": "meta",
+    "add_token_rows": "vocabulary",
     "apply_freezing": "freeze",
     "autocast_forward": "mixed_precision",
     "check_tokenizer": "vocabulary",
+    "extend_tokenizer": "vocabulary",
     "materialize": "meta",
     "resize_vocabulary": "vocabulary",
 }

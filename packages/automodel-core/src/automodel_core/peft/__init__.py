@@ -19,6 +19,7 @@ _HOMES = {
     "load_adapter_state_dict": "hf_format",
     "merge_lora": "merge",
     "patch_linear_module": "lora",
+    "train_added_tokens": "added_tokens",
     "unload_lora": "merge",
     "unmerge_lora": "merge",
 }

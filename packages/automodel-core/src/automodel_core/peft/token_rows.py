@@ -86,7 +86,7 @@ def apply_token_rows(model: Any, indices: "Sequence[int] | Mapping[str, Sequence
     Returns: names of the modules with trained rows.
     Raises: ValueError: no such module, an index outside it, one named twice, or an untied copy is left behind.
     """
-    named = _targets(model, indices)
+    named = named_rows(model, indices)
     if not named:
         return ()
     rows: dict[int, TokenRows] = {}
@@ -137,7 +137,11 @@ def unload_token_rows(model: nn.Module, *, write: bool) -> None:
         module.__class__ = module.base_class
 
 
-def _targets(model: Any, indices: "Sequence[int] | Mapping[str, Sequence[int]]") -> dict[str, list[int]]:
+def named_rows(model: Any, indices: "Sequence[int] | Mapping[str, Sequence[int]]") -> dict[str, list[int]]:
+    """Rows by the whole name of their module; a plain list is of the input embedding.
+
+    Raises: ValueError: a name fits no module, or several.
+    """
     if not isinstance(indices, Mapping):
         embedding = model.get_input_embeddings()
         name = next(name for name, module in model.named_modules() if module is embedding)
