@@ -27,10 +27,14 @@ def load_for_inference(place: Place, *, base_model: str | None = None, device: s
     if place.kind == "adapter":
         from peft import PeftModel
 
+        from automodel_ckpt import grow_for_adapter
+
         base = base_model or place.base_model
         if not base:
             raise RecipeError(f"{place.path} names no base model. Give one by --base-model.")
-        model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype="auto"), place.path)
+        plain = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
+        grow_for_adapter(plain, place.path)
+        model = PeftModel.from_pretrained(plain, place.path)
     else:
         model = AutoModelForCausalLM.from_pretrained(place.path, dtype="auto")
     has_tokenizer = place.kind == "hub" or (Path(place.path) / "tokenizer_config.json").is_file()

@@ -66,6 +66,8 @@ _TOKENIZER_KEYS = {
     "add_eos_token": _flag("Put an end-of-sequence token after every text."),
 }
 
+_ADDED_TOKENS = ("automodel_core.models:extend_tokenizer",)
+
 _DATALOADER_KEYS = {
     "num_workers": _whole("Processes that read and tokenise ahead; 0 works in the training process.", 0),
     "pin_memory": _flag("Page-locked batches, for faster copies to a GPU."),
@@ -136,7 +138,13 @@ _LLM: dict[str, Section] = {
         takes=("automodel_parallel.compile:CompileConfig",),
     ),
     "transforms": Section("Further edits of the model, in order.", kind="transform", runtime=("model",), is_list=True),
-    "tokenizer": Section("The tokenizer; the model's own by default.", kind="tokenizer", keys=_TOKENIZER_KEYS),
+    "tokenizer": Section(
+        "The tokenizer; the model's own by default.",
+        kind="tokenizer",
+        keys=_TOKENIZER_KEYS,
+        takes=_ADDED_TOKENS,
+        runtime=("tokenizer",),
+    ),
     "distributed": Section(
         "How the work is split over processes.",
         kind="distributed",
@@ -332,6 +340,8 @@ _VLM: dict[str, Section] = {
         "The processor; the model's own by default.",
         kind="processor",
         keys={name: _TOKENIZER_KEYS[name] for name in ("pretrained_model_name_or_path", "revision", "subfolder")},
+        takes=_ADDED_TOKENS,
+        runtime=("tokenizer",),
     ),
     "dataset": replace(_LLM["dataset"], offers=_VLM_OFFERS),
     "validation_dataset": replace(_LLM["validation_dataset"], offers=_VLM_OFFERS),

@@ -10,6 +10,7 @@ from torch import nn
 
 from automodel_core.config import ConfigNode
 from automodel_recipes.build.call import build
+from automodel_recipes.build.vocabulary import added_key, added_tokens
 
 # Sections and keys that look at weights, or change them, before they are spread over ranks.
 _READ_WEIGHTS = ("quantization", "fp8", "qat", "transforms")
@@ -24,7 +25,8 @@ def why_whole(config: ConfigNode) -> str | None:
         return None if model.get("materialize") is False else "model.materialize is true"
     if not str(model.get("_target_")).endswith(("ForCausalLM.from_pretrained", "ForImageTextToText.from_pretrained")):
         return f"{model.get('_target_')} makes its own weights"
-    reasons = [f"section {name}" for name in _READ_WEIGHTS if config.get(name)]
+    reasons = [added_key(config)] if added_tokens(config) else []
+    reasons += [f"section {name}" for name in _READ_WEIGHTS if config.get(name)]
     reasons += [f"model.{key}" for key in _LOADED_OTHERWISE if model.get(key)]
     if peft is not None:
         lora = str(peft.get("_target_")).rpartition(".")[2] in ("lora", "PeftConfig")

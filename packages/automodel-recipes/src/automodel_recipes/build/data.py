@@ -7,6 +7,7 @@ from automodel_core.config import ConfigNode, Secret
 from automodel_data.collate import default_collater, packed_collater
 from automodel_data.loader import build_dataloader, build_eval_dataloader
 from automodel_recipes.build.call import accepted, build, plain
+from automodel_recipes.build.vocabulary import KEYS, extended
 from automodel_recipes.errors import UnusableInputError
 
 
@@ -16,8 +17,8 @@ def build_tokenizer(config: ConfigNode) -> Any:
 
     section = config.get("tokenizer")
     if section is not None and "_target_" in section:
-        return section.instantiate()
-    keys = plain(section)
+        return extended(section.without(*KEYS).instantiate(), section)
+    keys = plain(None if section is None else section.without(*KEYS))
     source = keys.pop("pretrained_model_name_or_path", None) or _model_source(config)
     if isinstance(token := config.get("tokenizer.token"), Secret):
         keys["token"] = token.reveal()
@@ -25,12 +26,13 @@ def build_tokenizer(config: ConfigNode) -> Any:
         if key not in keys and config.get(f"model.{key}") is not None:
             keys[key] = config.get(f"model.{key}")
     try:
-        return AutoTokenizer.from_pretrained(source, **keys)
+        tokenizer = AutoTokenizer.from_pretrained(source, **keys)
     except (OSError, ValueError) as error:
         raise UnusableInputError(
             f"no tokenizer can be loaded from {source}: {error} "
             "Name one by tokenizer.pretrained_model_name_or_path, a local directory or a hub id."
         ) from error
+    return extended(tokenizer, section)
 
 
 def _model_source(config: ConfigNode) -> str:

@@ -1,6 +1,6 @@
 """The model side: base weights, freezing, LoRA, kernels, FP8, and the reports of what each edit did."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ from automodel_recipes.build.call import build, plain
 from automodel_recipes.build.fp8 import apply_fp8_section
 from automodel_recipes.build.quantization import quantized_loading
 from automodel_recipes.build.training import apply_mixed_precision
+from automodel_recipes.build.vocabulary import added_ids, grow, refuse_frozen_rows, with_trained_rows
 from automodel_recipes.errors import UnusableInputError
 
 
@@ -56,9 +57,14 @@ def build_model(
     """
     torch.manual_seed(seed)
     built = _base_model(config, tokenizer=tokenizer, device=device, sharded=sharded, num_stages=num_stages)
+    ids = added_ids(config, tokenizer)
+    if ids:
+        built.reports.append(grow(built.model, ids))
     _freeze(built, config)
     _apply_qat(built, config)
-    _apply_lora(built, config, seed)
+    _apply_lora(built, config, seed, ids)
+    if ids and built.peft is None:
+        refuse_frozen_rows(built.model)
     _prepare_vision(built)
     _apply_kernels(built, config)
     apply_fp8_section(built, config)
@@ -119,7 +125,7 @@ def _apply_qat(built: ModelBuild, config: ConfigNode) -> None:
     built.reports.append(built.qat)
 
 
-def _apply_lora(built: ModelBuild, config: ConfigNode, seed: int) -> None:
+def _apply_lora(built: ModelBuild, config: ConfigNode, seed: int, added: Sequence[int]) -> None:
     section = config.get("peft")
     if section is None:
         return
@@ -131,6 +137,8 @@ def _apply_lora(built: ModelBuild, config: ConfigNode, seed: int) -> None:
 
         tensors, saved = load_adapter(built.peft.path)
         built.peft = built.peft.peft_config(saved, built.model)
+    if added:
+        built.peft = with_trained_rows(built.model, built.peft, added)
     # What use_triton asks for is done with the other kernels: a model is patched once.
     built.reports.append(apply_lora(built.model, built.peft, triton_rule=lambda model: None))
 

@@ -7,6 +7,7 @@ from automodel_core.config import ConfigNode
 from automodel_recipes.validation.facts import number
 from automodel_recipes.validation.layout_rules import LAYOUT_RULES, data_ranks
 from automodel_recipes.validation.report import Report
+from automodel_recipes.validation.vocabulary_rules import added_rows_train, added_tokens_are_new
 from automodel_recipes.validation.watch_rules import metric_is_measured, samples_have_rows, trackers_are_there
 
 # transformers derives a block-diagonal mask from position ids that restart, for these and only these.
@@ -155,4 +156,6 @@ RULES: tuple[Rule, ...] = (
     trackers_are_there,
     metric_is_measured,
     samples_have_rows,
+    added_tokens_are_new,
+    added_rows_train,
 )

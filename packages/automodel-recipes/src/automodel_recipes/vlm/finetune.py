@@ -14,6 +14,7 @@ from automodel_data.vlm.mixing import as_media_rows
 from automodel_data.vlm.packing import pack_vlm_rows, refuse_leaking_vlm_packs
 from automodel_recipes.build.call import accepted, build, plain
 from automodel_recipes.build.data import build_eval_loader, build_train_loader
+from automodel_recipes.build.vocabulary import KEYS, extended
 from automodel_recipes.data_facts import DataFacts, first_row, gather_facts, reported
 from automodel_recipes.errors import RecipeError, UnusableInputError
 from automodel_recipes.llm.finetune import LLMFinetuneRecipe
@@ -159,11 +160,15 @@ def build_processor(config: ConfigNode) -> Any:
     """
     section = config.get("processor")
     if section is not None and "_target_" in section:
-        return section.instantiate()
-    keys = plain(section)
+        processor = section.without(*KEYS).instantiate()
+        extended(processor.tokenizer, section)
+        return processor
+    keys = plain(None if section is None else section.without(*KEYS))
     source = keys.pop("pretrained_model_name_or_path", None)
     source = source if source is not None else _model_source(config)
-    return load_processor(str(source), **keys)
+    processor = load_processor(str(source), **keys)
+    extended(processor.tokenizer, section)
+    return processor
 
 
 def _model_source(config: ConfigNode) -> str:

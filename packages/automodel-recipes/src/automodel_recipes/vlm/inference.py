@@ -29,6 +29,9 @@ def load_vlm(place: Place, *, base_model: str | None = None, device: str = "cpu"
     if place.kind == "adapter":
         from peft import PeftModel
 
+        from automodel_ckpt import grow_for_adapter
+
+        grow_for_adapter(model, place.path)
         model = PeftModel.from_pretrained(model, place.path)
     has_processor = (Path(place.path) / "processor_config.json").is_file()
     return model.to(device).eval(), load_processor(str(place.path if has_processor else source))
