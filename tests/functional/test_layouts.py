@@ -146,6 +146,7 @@ def compare(
     answers = answers_of(got[0])  # rank 0's share
     assert answers, name
     assert answers <= answers_of(expected[0]), name
+    assert flops_per_token(got[0]) == flops_per_token(expected[0]) > 0, name
     want, have = exported(expected[0]), exported(got[0])
     assert want.keys() == have.keys(), name
     for key, tensor in want.items():
@@ -156,6 +157,11 @@ def compare(
 def answers_of(run: Path) -> set[tuple[str, str]]:
     rows = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
     return {(row["prompt"], row["generated"]) for row in rows}
+
+
+def flops_per_token(run: Path) -> float:
+    """What MFU is computed from: the whole model's, however it is cut."""
+    return float(json.loads((run / "run.json").read_text())["mfu"]["flops_per_token"])
 
 
 @functools.cache

@@ -95,7 +95,10 @@ class ParallelContext:
 
     def sum_over_loss_ranks(self, value: Tensor) -> Tensor:
         """Sum over ranks that hold different tokens: the loss for logging. Stages without a loss contribute 0."""
-        value = _all_reduce(value, self.meshes and self.meshes.loss)
+        return self.sum_over_stages(_all_reduce(value, self.meshes and self.meshes.loss))
+
+    def sum_over_stages(self, value: Tensor) -> Tensor:
+        """Sum over the pipeline ranks, which hold different layers of one model."""
         return _all_reduce(value, self.mesh and self.mesh["pp"])
 
     def any_rank(self, flag: bool) -> bool:

@@ -18,7 +18,7 @@ import torch
 from automodel_core.config import ConfigNode, config_from_dict
 from automodel_recipes.batches import Batch, count_tokens
 from automodel_recipes.errors import UnusableInputError
-from automodel_recipes.flops import FORMULA, device_peak, sequence_lengths, step_flops
+from automodel_recipes.flops import FORMULA, device_peak, model_flops, sequence_lengths
 from automodel_recipes.gpus import recognise_gpu
 from automodel_recipes.options import TrainOptions
 from automodel_recipes.plan.inputs import planned_rows
@@ -80,7 +80,7 @@ def _time_steps(r: Any, options: BenchOptions) -> dict[str, Any]:
     counts = torch.tensor([sum(one[1][i] for one in timed) for i in range(3)], dtype=torch.int64, device=r.device)
     tokens, labels, squared = r.parallel.sum_over_data(counts).tolist()
     total = sum(seconds)
-    flops = step_flops(r.unwrapped()).of(tokens, squared) / total / r.parallel.world_size
+    flops = model_flops(r.unwrapped(), r.parallel).of(tokens, squared) / total / r.parallel.world_size
     peak = device_peak(r.device, given=r.config.get("monitoring.peak_tflops"))
     return {
         "status": "ok",

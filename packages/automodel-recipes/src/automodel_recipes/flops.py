@@ -38,6 +38,13 @@ class StepFlops:
         return self.per_token * num_tokens + self.per_squared_length * squared_lengths
 
 
+def model_flops(model: nn.Module, parallel: Any) -> StepFlops:
+    """``step_flops`` of the whole model, of which this rank may hold some pipeline stages; all ranks call it."""
+    own = step_flops(model)
+    per_token = torch.tensor(round(own.per_token), dtype=torch.int64, device=parallel.device)
+    return StepFlops(float(parallel.sum_over_stages(per_token)), own.per_squared_length)
+
+
 def step_flops(model: nn.Module) -> StepFlops:
     """Count the matrix weights of a Hugging Face model; sharded parameters count whole."""
     config: Any = getattr(model, "config", None)

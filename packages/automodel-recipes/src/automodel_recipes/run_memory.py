@@ -34,7 +34,10 @@ class RunMemory:
 
     def make_estimate(self) -> None:
         """Trace a step of the longest micro-batch without memory; a failure is a reason, not an error of the run."""
-        if not self.r.parallel.is_main or not self.r.config.get("monitoring.memory_estimate", True):
+        if not self.r.parallel.is_main:
+            self.obstacle = "rank 0 makes the estimate"
+            return
+        if not self.r.config.get("monitoring.memory_estimate", True):
             self.obstacle = "monitoring.memory_estimate is off"
             return
         from automodel_recipes.plan.make import estimate_batches

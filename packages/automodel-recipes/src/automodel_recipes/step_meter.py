@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from automodel_recipes.batches import Batch, count_tokens
-from automodel_recipes.flops import device_peak, sequence_lengths, step_flops
+from automodel_recipes.flops import device_peak, model_flops, sequence_lengths
 from automodel_recipes.host_memory import host_memory_gib, peak_memory_gib
 from automodel_recipes.train_step import StepMetrics
 
@@ -24,10 +24,8 @@ class StepMeter:
 
     def __init__(self, recipe: "BaseRecipe") -> None:
         self.r = recipe
-        self.flops = step_flops(recipe.unwrapped())
-        # A pipeline stage sees only its own layers: their count is not the model's.
-        given = recipe.config.get("monitoring.peak_tflops")
-        self.peak = device_peak(recipe.device, given=given) if recipe.parallel.pipeline is None else None
+        self.flops = model_flops(recipe.unwrapped(), recipe.parallel)
+        self.peak = device_peak(recipe.device, given=recipe.config.get("monitoring.peak_tflops"))
         self._logged_label_tokens = 0
         self._first_step = recipe.step_scheduler.step
         self._busy_s = 0.0
