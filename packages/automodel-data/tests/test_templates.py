@@ -187,6 +187,24 @@ def test_stop_token_inside_an_answer_does_not_cut_it(labels, make_tokenizer, sup
     assert supervised(make_tokenizer("chatml"), labels("chatml", conversation)) == "say <|im_end|> now<|im_end|>"
 
 
+def test_stop_tokens_in_a_row_are_all_trained(labels, make_tokenizer, supervised):
+    source = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|end|><|endoftext|>\n{% endfor %}"
+    source += "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    row = labels("phi3", Conversation(messages(["7", "8"], system=False)), chat_template=source)
+    assert supervised(make_tokenizer("phi3"), row) == "7<|end|><|endoftext|>8<|end|><|endoftext|>"
+
+
+def test_words_that_the_template_puts_for_an_empty_answer_are_refused(make_tokenizer):
+    source = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content or '(none)' }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    template = ChatTemplate(make_tokenizer("chatml"), chat_template=source)
+    assert len(template.render(Conversation(messages(["seven"], system=False))).spans) == 1
+    with pytest.raises(BadRow, match="hides or rewrites"):
+        template.render(Conversation(messages([""], system=False)))
+
+
 def test_last_turn_all_and_per_message_flags(labels, make_tokenizer, supervised):
     tokenizer = make_tokenizer("chatml")
     turns = messages(["7", "8", "9"], system=False)
@@ -206,6 +224,15 @@ def test_marks_that_leave_the_stop_token_out_are_stretched_over_it(labels, make_
         "message['content'] -}}{%- endgeneration -%}{{- '<|im_end|>\\n' -}}",
     )
     assert "'<|im_end|>\\n'" in source
+    row = labels("chatml_marked", Conversation(messages(["7", "8"], system=False)), chat_template=source)
+    assert supervised(make_tokenizer("chatml_marked"), row) == "7<|im_end|>8<|im_end|>"
+
+
+def test_marks_around_more_than_the_stop_token_are_cut_after_it(labels, make_tokenizer, supervised):
+    source = make_tokenizer("chatml_marked").chat_template.replace(
+        "'<|im_end|>' -}}{%- endgeneration -%}{{- '\\n' -}}", "'<|im_end|>\\n' -}}{%- endgeneration -%}"
+    )
+    assert "'<|im_end|>\\n' -}}{%- endgeneration" in source
     row = labels("chatml_marked", Conversation(messages(["7", "8"], system=False)), chat_template=source)
     assert supervised(make_tokenizer("chatml_marked"), row) == "7<|im_end|>8<|im_end|>"
 

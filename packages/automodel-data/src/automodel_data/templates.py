@@ -174,16 +174,12 @@ class ChatTemplate:
         for content in (m["content"].strip() for m in messages if m["role"] == "assistant"):
             start = text.find(prompt, spans[-1][1] if spans else 0) + len(prompt)
             at = text.find(content, start)
-            end = self._stop_end(text, at + len(content)) if at >= start else None
-            if end is None or text[start:at].strip() or not self._only_stops(text[at + len(content) : end]):
+            after = at + len(content)
+            stop = self._stop_after(text, after) if at >= start else None
+            if stop is None or text[start:at].strip() or text[after : stop.start()].strip():
                 return None
-            spans.append((start, end))
+            spans.append((start, stop.end()))
         return spans
-
-    def _only_stops(self, text: str) -> bool:
-        for stop in self.stops:
-            text = text.replace(stop, "")
-        return not text.strip()
 
     def _spans_around(self, text: str, anchors: dict[int, int], marked: Sequence[Mapping[str, Any]]) -> list[Span]:
         spans: list[Span] = []
@@ -201,8 +197,8 @@ class ChatTemplate:
                 start = next(
                     (anchor - len(b) for b in (before, before.lstrip()) if text.endswith(b, 0, anchor)), anchor
                 )
-            end = self._stop_end(text, anchor + (len(after) if text.startswith(after, anchor) else 0))
-            spans.append((start, len(text) if end is None else end))
+            stop = self._stop_after(text, anchor + (len(after) if text.startswith(after, anchor) else 0))
+            spans.append((start, len(text) if stop is None else stop.end()))
             context = []
         return spans
 
@@ -258,20 +254,18 @@ class ChatTemplate:
             return []
         return [token for token in self._added if after.startswith(token)][:1]
 
-    def _stop_end(self, text: str, position: int) -> int | None:
-        """End of the first stop token at or after ``position``."""
-        found = [(at, at + len(stop)) for stop in self.stops if (at := text.find(stop, position)) >= 0]
-        if not found:
-            return None
-        end = min(found)[1]
-        while follower := next((stop for stop in self.stops if text.startswith(stop, end)), None):
-            end += len(follower)
-        return end
+    def _stop_after(self, text: str, position: int) -> re.Match[str] | None:
+        """The first stop token at or after ``position``, with those that follow it at once."""
+        return self._stop_pattern.search(text, position) if self.stops else None
+
+    @cached_property
+    def _stop_pattern(self) -> re.Pattern[str]:
+        return re.compile(f"(?:{'|'.join(map(re.escape, self.stops))})+")
 
     def _closed(self, text: str, span: Span) -> Span:
         """A span from the template's marks, stretched over the stop token where the mark left that out."""
         start, end = span
-        if any(text[start:end].rstrip().endswith(stop) for stop in self.stops):
+        if text[start:end].rstrip().endswith(tuple(self.stops)):
             return start, start + len(text[start:end].rstrip())
         after = len(text) - len(text[end:].lstrip())
         for stop in self.stops:
@@ -282,7 +276,7 @@ class ChatTemplate:
     def _with_final_stop(self, text: str, spans: list[Span]) -> Rendered:
         """Require a stop token at the end of every span; the last turn gets one where the template adds none."""
         for i, (start, end) in enumerate(spans):
-            if any(text.endswith(stop, start, end) for stop in self.stops):
+            if text.endswith(tuple(self.stops), start, end):
                 continue
             if end < len(text.rstrip()) or not self.stops:
                 raise _no_stop()
