@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tokenizers import normalizers
 
-from automodel_data.encode import TextEncoder
+from automodel_data.encode import TextEncoder, TokenRow
 from automodel_data.errors import DataError
 from automodel_data.templates import Rendered
 
@@ -58,6 +58,35 @@ def test_a_normalising_tokenizer_falls_back_to_offsets(make_tokenizer):
     row = TextEncoder(tokenizer).encode([Rendered(text, [(7, len(text))])])[0]
     trained = [i for i, label in zip(row.input_ids.tolist(), row.labels.tolist()) if label != -100]
     assert tokenizer.decode(trained) == "answer"
+
+
+@pytest.mark.parametrize("add_prefix", [False, True])
+def test_a_batch_gives_each_text_what_it_gets_alone(add_prefix, make_tokenizer):
+    import copy
+
+    tokenizer = copy.deepcopy(make_tokenizer("chatml"))
+    tokenizer.backend_tokenizer.normalizer = normalizers.NFC()  # texts that it changes have no byte positions
+    encoder = TextEncoder(tokenizer)
+    encoder.prefix_ids = [1]
+    whole, untrained, empty = Rendered("on the", [(0, 6)]), Rendered("a b", []), Rendered("", [])
+    texts = [*random_texts(), whole, untrained, empty]
+    random.Random(1).shuffle(texts)
+    assert any(_normalised(tokenizer, text.text) != text.text for text in texts[1:-1])
+    rows = encoder.encode(texts, add_prefix=add_prefix)
+    for text, row in zip(texts, rows, strict=True):
+        alone = encoder.encode([text], add_prefix=add_prefix)[0]
+        assert row.input_ids.tolist() == alone.input_ids.tolist(), text
+        assert row.labels.tolist() == alone.labels.tolist(), text
+    assert encoder.encode([]) == []
+
+
+def _normalised(tokenizer, text: str) -> str:
+    return tokenizer.backend_tokenizer.normalizer.normalize_str(text)
+
+
+def test_the_first_token_of_a_row_counts_as_no_label():
+    assert TokenRow(np.array([5, 6, 7]), np.array([5, -100, 7])).num_label_tokens == 1
+    assert TokenRow(np.array([5]), np.array([5])).num_label_tokens == 0
 
 
 def test_a_token_across_the_start_of_a_span_is_trained(make_tokenizer):

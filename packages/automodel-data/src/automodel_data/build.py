@@ -13,7 +13,7 @@ from typing import Any
 
 from automodel_data.cache import published
 from automodel_data.chunks import encoded_chunks
-from automodel_data.encode import IGNORE_INDEX, TextEncoder, TokenRow
+from automodel_data.encode import TextEncoder, TokenRow
 from automodel_data.errors import BadRow, DataError
 from automodel_data.fingerprint import dataset_key
 from automodel_data.progress import counted
@@ -97,7 +97,7 @@ class RowEncoder:
             elif fitted is not None:
                 report.num_kept += 1
                 report.num_tokens += len(fitted.input_ids)
-                report.num_label_tokens += int((fitted.labels[1:] != IGNORE_INDEX).sum())
+                report.num_label_tokens += fitted.num_label_tokens
                 yield i, fitted
 
     def _attempted(self, numbered: Iterator[tuple[int, Any]]) -> Iterator[tuple[int, TokenRow | BadRow]]:
@@ -198,7 +198,7 @@ def _fit(policy: RowPolicy, report: EncodeReport, row: TokenRow) -> TokenRow | N
             return None
         kept = slice(0, policy.seq_length) if policy.overflow == "truncate_right" else slice(excess, None)
         row = TokenRow(row.input_ids[kept], row.labels[kept])
-    if not (row.labels[1:] != IGNORE_INDEX).any():
+    if not row.num_label_tokens:
         raise BadRow("no supervised token" + (" within seq_length" if excess > 0 else ""))
     if excess > 0:
         report.num_truncated += 1

@@ -12,12 +12,14 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate, chain, pairwise
 from typing import Any
 
 import numpy as np
 
 from automodel_data.errors import DataError
-from automodel_data.templates import Rendered
+from automodel_data.templates import Rendered, Span
 
 IGNORE_INDEX = -100
 
@@ -28,6 +30,11 @@ class TokenRow:
 
     input_ids: np.ndarray
     labels: np.ndarray
+
+    @cached_property
+    def num_label_tokens(self) -> int:
+        """Tokens that something is predicted for: the first has nothing before it."""
+        return int(np.count_nonzero(self.labels[1:] != IGNORE_INDEX))
 
 
 class TextEncoder:
@@ -62,44 +69,64 @@ class TextEncoder:
         return self._backend.encode_batch_fast([t.text for t in texts], add_special_tokens=False) if texts else []
 
     def labelled(self, texts: Sequence[Rendered], encodings: Sequence[Any], *, add_prefix: bool) -> list[TokenRow]:
-        """The second half of `encode`: rows of what `tokenise` gave."""
-        prefix = self.prefix_ids if add_prefix else []
-        return [self._row(text, np.array(e.ids, dtype=np.int32), prefix) for text, e in zip(texts, encodings)]
+        """The second half of `encode`: rows of what `tokenise` gave, which share the arrays of their batch."""
+        bounds = [0, *accumulate(map(len, encodings))]
+        ids = np.fromiter(chain.from_iterable(e.ids for e in encodings), dtype=np.int32, count=bounds[-1])
+        labels = np.where(self._trained(texts, ids, bounds), ids, np.int32(IGNORE_INDEX))
+        rows = [TokenRow(ids[begin:end], labels[begin:end]) for begin, end in pairwise(bounds)]
+        return [_prefixed(row, self.prefix_ids) for row in rows] if add_prefix and self.prefix_ids else rows
 
-    def _row(self, rendered: Rendered, ids: np.ndarray, prefix: list[int]) -> TokenRow:
-        labels = np.full(len(ids), IGNORE_INDEX, dtype=np.int32)
-        if rendered.spans == [(0, len(rendered.text))]:
-            labels[:] = ids
-        elif rendered.spans:
-            trained = self._trained(rendered, ids)
-            labels[trained] = ids[trained]
-        if prefix:
-            ids = np.concatenate([np.array(prefix, dtype=np.int32), ids])
-            labels = np.concatenate([np.full(len(prefix), IGNORE_INDEX, dtype=np.int32), labels])
-        return TokenRow(ids, labels)
+    def _trained(self, texts: Sequence[Rendered], ids: np.ndarray, bounds: Sequence[int]) -> np.ndarray:
+        """Boolean ``[T]``: tokens that overlap a span of their text; those of text ``i`` begin at ``bounds[i]``."""
+        trained = np.zeros(len(ids), dtype=bool)
+        # Byte positions run on from text to text, so that one search finds the tokens of every span in the batch.
+        edges = np.concatenate([[0], np.cumsum(self._num_bytes[ids])])
+        starts = edges[bounds].tolist()
+        spans: list[Span] = []
+        for i, rendered in enumerate(texts):
+            if rendered.spans == [(0, len(rendered.text))]:
+                trained[bounds[i] : bounds[i + 1]] = True
+            elif rendered.spans and starts[i + 1] - starts[i] == _num_bytes(rendered.text):
+                spans += _byte_spans(rendered, starts[i])
+            elif rendered.spans:
+                trained[bounds[i] : bounds[i + 1]] = self._trained_by_offsets(rendered)
+        _mark(trained, edges[:-1], edges[1:], spans)
+        return trained
 
-    def _trained(self, rendered: Rendered, ids: np.ndarray) -> np.ndarray:
-        """Boolean ``[T]``: tokens that overlap a span."""
-        text, spans = rendered.text, rendered.spans
-        if self._num_bytes is not None:
-            ends = np.cumsum(self._num_bytes[ids])
-            if len(ends) and ends[-1] == _num_bytes(text):
-                starts = ends - self._num_bytes[ids]
-                spans = spans if text.isascii() else [(_num_bytes(text[:a]), _num_bytes(text[:b])) for a, b in spans]
-                return _overlap(starts, ends, spans)
-        offsets = np.array(self._backend.encode(text, add_special_tokens=False).offsets, dtype=np.int64).reshape(-1, 2)
-        return _overlap(offsets[:, 0], offsets[:, 1], spans)
+    def _trained_by_offsets(self, rendered: Rendered) -> np.ndarray:
+        encoding = self._backend.encode(rendered.text, add_special_tokens=False)
+        offsets = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
+        trained = np.zeros(len(offsets), dtype=bool)
+        _mark(trained, offsets[:, 0], offsets[:, 1], rendered.spans)
+        return trained
 
 
-def _overlap(starts: np.ndarray, ends: np.ndarray, spans: Sequence[tuple[int, int]]) -> np.ndarray:
-    trained = np.zeros(len(starts), dtype=bool)
-    bounds = np.array(spans, dtype=np.int64)
+def _mark(trained: np.ndarray, starts: np.ndarray, ends: np.ndarray, spans: Sequence[Span]) -> None:
+    """Set ``trained`` for the tokens that overlap a span."""
+    bounds = np.array(spans, dtype=np.int64).reshape(-1, 2)
     # Tokens are in text order: the first that ends after the span's start, to the last that starts before its end.
     first = np.searchsorted(ends, bounds[:, 0], side="right").tolist()
     last = np.searchsorted(starts, bounds[:, 1], side="left").tolist()
     for begin, end in zip(first, last):
         trained[begin:end] = True
-    return trained
+
+
+def _byte_spans(rendered: Rendered, start: int) -> list[Span]:
+    """The spans in UTF-8 bytes, counted from where the text starts."""
+    if rendered.text.isascii():
+        return [(start + begin, start + end) for begin, end in rendered.spans]
+    cuts = [0, *chain.from_iterable(rendered.spans)]
+    sizes = (_num_bytes(rendered.text[begin:end]) for begin, end in pairwise(cuts))
+    positions = list(accumulate(sizes, initial=start))[1:]
+    return list(zip(positions[::2], positions[1::2]))
+
+
+def _prefixed(row: TokenRow, prefix: Sequence[int]) -> TokenRow:
+    """The row behind ids that are not trained."""
+    before = np.array(prefix, dtype=np.int32)
+    return TokenRow(
+        np.concatenate([before, row.input_ids]), np.concatenate([np.full_like(before, IGNORE_INDEX), row.labels])
+    )
 
 
 def _num_bytes(text: str) -> int:
@@ -124,14 +151,12 @@ def _plain_backend(tokenizer: Any) -> Any:
     return backend
 
 
-def _bytes_per_token(backend: Any) -> np.ndarray | None:
-    """UTF-8 bytes of text that each token id stands for; None for a vocabulary where that is not fixed."""
+def _bytes_per_token(backend: Any) -> np.ndarray:
+    """UTF-8 bytes of text that each token id stands for, where that is fixed."""
     vocab = backend.get_vocab(with_added_tokens=True)
-    if not vocab:
-        return None
     added = {i: t.content for i, t in backend.get_added_tokens_decoder().items()}
     byte_level = "ByteLevel" in f"{backend.pre_tokenizer} {backend.decoder}"
-    sizes = np.zeros(max(*vocab.values(), *added, 0) + 1, dtype=np.int64)
+    sizes = np.zeros(max([0, *vocab.values(), *added]) + 1, dtype=np.int64)
     for token, i in vocab.items():
         if i in added:
             sizes[i] = _num_bytes(added[i])

@@ -48,6 +48,8 @@ def test_pretokenised_rows_pass_through(tokenizer):
     dataset = ChatDataset([{"input_ids": [5, 6, 7], "labels": [-100, 6, 7]}, {"input_ids": [5, 6]}], tokenizer)
     assert dataset[0] == {"input_ids": [5, 6, 7], "labels": [-100, 6, 7]}
     assert dataset[1]["labels"] == [5, 6]
+    report = dataset.report
+    assert (report.num_tokens, report.num_label_tokens) == (5, 3)  # nothing predicts a row's first token
 
 
 def test_prior_answers_of_a_prompt_are_context(tokenizer, supervised):
