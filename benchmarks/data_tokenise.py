@@ -1,12 +1,15 @@
 """Tokenise chats with an exact assistant mask: ours, TRL's preparation and the bare tokenizer, on the same rows.
 
-    python benchmarks/data_tokenise.py --data train.jsonl [--tokenizer DIR] [--rows 8000] [--repeats 3]
+    python benchmarks/data_tokenise.py --data train.jsonl [--tokenizer DIR] [--rows 8000] [--repeats 3] [--no-trl]
 
 ``--data`` holds ``question`` and ``answer``; two rows make a four-turn chat. Without ``--tokenizer`` a BPE vocabulary
 of 16,384 is trained on the data. Prints one JSON object; ratios above 1 mean that ours is faster. ``ceiling`` renders
-each chat once and encodes it without a mask; ``tokenizer`` only encodes texts that are rendered already. Ratios of wall
-clock need an idle machine with two cores, since ours renders while a thread tokenises; ``cpu`` ratios are of processor
-time, which other programs disturb less.
+each chat once and makes an int32 array of its tokens, without a mask; ``tokenizer`` does the second half only, of texts
+that are rendered already; ``unread`` is the ceiling without its arrays: the tokens stay inside the tokenizer.
+
+Ours renders while a thread tokenises, the others have one thread: ratios of wall clock need an idle machine with two
+cores. ``cpu`` ratios are of processor time, where that is no advantage and other programs disturb less. Set
+``TOKENIZERS_PARALLELISM=false`` for one thread in the tokenizer itself.
 """
 
 from __future__ import annotations
@@ -15,10 +18,13 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+
+import numpy as np
 
 MARKED_CHATML = (
     "{% for m in messages %}{% if m.role == 'assistant' %}{{ '<|im_start|>assistant\n' }}{% generation %}"
@@ -97,6 +103,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=8000)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--num-proc", type=int, default=1)
+    parser.add_argument("--no-trl", action="store_true", help="leave TRL out, which need not be installed then")
     options = parser.parse_args()
 
     from automodel_data import ChatDataset
@@ -112,28 +119,33 @@ def main() -> None:
     def render() -> list[str]:
         return [template.render(c, mask="all").text for c in conversations]
 
-    def encode(texts: list[str]) -> None:
-        for i in range(0, len(texts), 512):
-            backend.encode_batch_fast(texts[i : i + 512], add_special_tokens=False)
+    def encode(texts: list[str]) -> Iterator[list[Any]]:
+        for i in range(0, len(texts), 512):  # rows per call, as in ours
+            yield backend.encode_batch_fast(texts[i : i + 512], add_special_tokens=False)
+
+    def token_arrays(texts: list[str]) -> list[np.ndarray]:
+        return [np.array(encoding.ids, dtype=np.int32) for batch in encode(texts) for encoding in batch]
 
     texts = render()
-    trl_one = trl_prepare(tokenizer, rows, options.num_proc if options.num_proc > 1 else None)
-    runs = {
+    runs: dict[str, Callable[[], Any]] = {
         "ours": lambda: ChatDataset(rows, tokenizer, cache=False, num_proc=options.num_proc),
-        "trl": trl_one,
-        "ceiling": lambda: encode(render()),
-        "tokenizer": lambda: encode(texts),
+        "ceiling": lambda: token_arrays(render()),
+        "tokenizer": lambda: token_arrays(texts),
+        "unread": lambda: deque(encode(render()), maxlen=0),
     }
+    if not options.no_trl:
+        runs["trl"] = trl_prepare(tokenizer, rows, options.num_proc if options.num_proc > 1 else None)
     import datasets
 
     datasets.disable_caching()
     datasets.disable_progress_bars()
-    ours = ChatDataset(rows, tokenizer, cache=False)
-    theirs = trl_one()
+    ours, bare = ChatDataset(rows, tokenizer, cache=False), runs["ceiling"]()
+    theirs = None if options.no_trl else runs["trl"]()
     for i in range(0, len(rows), 97):  # the same tokens and the same mask, or the comparison means nothing
         row = ours[i]
-        assert row["input_ids"] == list(theirs[i]["input_ids"])
-        assert row["labels"] == list(theirs[i]["labels"])
+        assert row["input_ids"] == bare[i].tolist()
+        assert theirs is None or row["input_ids"] == list(theirs[i]["input_ids"])
+        assert theirs is None or row["labels"] == list(theirs[i]["labels"])
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
     for _ in range(options.repeats):
         for name, run in runs.items():  # interleaved, so that a busy machine slows all alike
@@ -144,7 +156,8 @@ def main() -> None:
     ratios = {
         f"ours_vs_{name}{suffix}": round(best[name] / best["ours"], 3)
         for suffix, best in (("", wall), ("_cpu", cpu))
-        for name in ("trl", "ceiling", "tokenizer")
+        for name in runs
+        if name != "ours"
         if not (suffix and options.num_proc > 1)  # child processes are not in our processor time
     }
     speeds = {name: round(ours.report.num_tokens / value) for name, value in wall.items()}
