@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import multiprocessing
 import os
 import pickle
@@ -31,7 +32,7 @@ def run_in_group(
 
     Args:
         function: importable by name in another process.
-        items: run in this order, by the same processes; what one leaves behind the next one finds.
+        items: run in this order, by the same processes; what one leaves behind the next one finds, meshes included.
         timeout_s: for one item.
     """
     context = multiprocessing.get_context("forkserver")
@@ -83,10 +84,14 @@ def _rank_main(rank: int, world_size: int, port: int, function: Any, items: Sequ
     import torch
 
     from automodel_parallel import init_distributed, shutdown
+    from automodel_parallel.mesh import ParallelDims
 
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size))
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    # Items of one shape share their mesh: gloo keeps three threads for each of its dozen groups, which wake a hundred
+    # times a second whether there is work or not.
+    ParallelDims.build_meshes = functools.cache(ParallelDims.build_meshes)  # type: ignore[method-assign]
     try:
         info = init_distributed(device="cpu", timeout_minutes=1)
         for item in items:
