@@ -121,8 +121,7 @@ class Pipeline:
 
     def tied_parameters(self) -> dict[nn.Parameter, int]:
         """Parameters that the first and the last stage both hold, with the number of holders."""
-        tied = self._tied()
-        return {} if tied is None else {tied: 2}
+        return dict.fromkeys(self._tied(), 2)
 
     def _run(self, batches: Sequence[Batch], loss_fn: LossFn, num_label_tokens: Any, *, training: bool) -> Tensor:
         # An incomplete window at the end of an epoch may hold fewer micro-batches than the schedule can place.
@@ -177,19 +176,20 @@ class Pipeline:
         """Model inputs of a micro-batch of the running step."""
         return {key: value for key, value in self._running.batches[number].items() if key != "shift_labels"}
 
-    def _tied(self) -> nn.Parameter | None:
+    def _tied(self) -> list[nn.Parameter]:
+        """The embedding's weight, or the rows of it that train beside an adapter."""
         if not self.tied or self.group.size() == 1:
-            return None
+            return []
         if self.group.rank() not in (0, self.group.size() - 1):
-            return None
-        weight = self.model.get_input_embeddings().weight
-        return weight if weight.requires_grad else None
+            return []
+        return [p for p in self.model.get_input_embeddings().parameters() if p.requires_grad]
 
     def _sum_tied_gradients(self) -> None:
         """The embedding of the first stage and the head of the last are one parameter: exchange and add."""
-        tied = self._tied()
-        if tied is None:
-            return
+        for tied in self._tied():
+            self._sum_with_peer(tied)
+
+    def _sum_with_peer(self, tied: nn.Parameter) -> None:
         grad = tied.grad.to_local() if isinstance(tied.grad, DTensor) else tied.grad
         assert grad is not None
         ranks = dist.get_process_group_ranks(self.group)

@@ -84,6 +84,7 @@ def apply_tensor_parallel(
     for path, style in matches.items():
         if style == "sequence_norm" and not sequence_parallel:
             continue
+        _refuse_token_rows(path, model.get_submodule(path), style)
         STYLES[style](model.get_submodule(path), tp)
         done[style] += 1
     if sequence_parallel:
@@ -92,6 +93,15 @@ def apply_tensor_parallel(
         counts = ", ".join(f"{count} {style}" for style, count in sorted(done.items()))
         report.add(f"tensor parallel over {mesh.size()} ranks by {source}: {counts}")
     return tp
+
+
+def _refuse_token_rows(path: str, module: nn.Module, style: str) -> None:
+    """Raises: ValueError: only some rows of an embedding or head train, which are counted in the whole of it."""
+    if style != "replicate" and hasattr(module, "token_rows"):
+        raise ValueError(
+            f"some rows of {path} train (trainable_token_indices, or tokens that were added) and tensor parallelism "
+            "would cut it: train the whole embedding and head (peft.modules_to_save), or set tp_size to 1."
+        )
 
 
 def check_heads(model: nn.Module, tp_size: int) -> None:
