@@ -46,6 +46,18 @@ def test_what_is_no_new_token_is_refused_and_nothing_is_added(tokenizer, tokens,
     assert len(tokenizer) == 4
 
 
+def test_a_token_around_another_one_is_found_as_written(tokenizer):
+    """Added tokens of the tokenizer itself are looked for first, unless ours are as exact."""
+    (number,) = extend_tokenizer(tokenizer, add_tokens=["b<old>b"])
+    assert tokenizer("a b<old>b <old>").input_ids == [2, number, 1]
+
+
+def test_a_token_that_the_tokenizer_cuts_even_so_is_refused(tokenizer):
+    tokenizer.split_special_tokens = True
+    with pytest.raises(ValueError, match=r"'<|x|>', which the tokenizer cuts into .* even so: the model would never"):
+        extend_tokenizer(tokenizer, add_special_tokens=["<|x|>"])
+
+
 def weights(model):
     head = model.get_output_embeddings()
     return [model.get_input_embeddings().weight, head.weight, *([head.bias] if head.bias is not None else [])]

@@ -67,17 +67,22 @@ def extend_tokenizer(
         add_special_tokens: markers, such as ``<|tool|>``: left out where text is decoded without special tokens.
 
     Returns: their ids, those of ordinary tokens first.
-    Raises: ValueError: one is blank, stands twice, or is a token already; names it.
+    Raises: ValueError: one is blank, stands twice, is a token already, or is cut into others even so; names it.
     """
+    from transformers import AddedToken
+
     wanted = [*add_tokens, *add_special_tokens]
     _check_new_tokens(wanted, tokenizer.get_vocab())
     if add_tokens:
-        tokenizer.add_tokens(list(add_tokens))
+        # As written: tokens that are normalised are looked for only in what the others leave.
+        tokenizer.add_tokens([AddedToken(token, normalized=False) for token in add_tokens])
     if add_special_tokens:
         known = list(getattr(tokenizer, "extra_special_tokens", None) or [])
         # Named in full, since the keyword that says "extend" has another name in every release.
         tokenizer.add_special_tokens({"additional_special_tokens": [*known, *add_special_tokens]})
-    return [int(i) for i in tokenizer.convert_tokens_to_ids(wanted)]
+    ids = [int(i) for i in tokenizer.convert_tokens_to_ids(wanted)]
+    _check_found(tokenizer, dict(zip(wanted, ids, strict=True)))
+    return ids
 
 
 def _check_new_tokens(wanted: Sequence[str], vocabulary: dict[str, int]) -> None:
@@ -90,6 +95,16 @@ def _check_new_tokens(wanted: Sequence[str], vocabulary: dict[str, int]) -> None
             raise ValueError(
                 f"tokens to add name {token!r}, which the tokenizer knows as {vocabulary[token]}: there is nothing to "
                 "add. Remove it."
+            )
+
+
+def _check_found(tokenizer: Any, added: dict[str, int]) -> None:
+    for token, number in added.items():
+        found = tokenizer(token, add_special_tokens=False)["input_ids"]
+        if number not in found:
+            raise ValueError(
+                f"tokens to add name {token!r}, which the tokenizer cuts into {tokenizer.convert_ids_to_tokens(found)} "
+                "even so: the model would never see it. Choose another, or set split_special_tokens: false."
             )
 
 
