@@ -17,6 +17,12 @@ from resuming import LORA, run, stopped_and_resumed, trace, weights_hash
 
 ADDED = ["zq", "<|tool|>"]
 NUM_OLD = 96
+LAYOUTS = {
+    "ddp": {"strategy": "ddp"},
+    "fsdp2": {"strategy": "fsdp2"},
+    "pp": {"strategy": "fsdp2", "pp_size": 2},
+    "tp": {"strategy": "fsdp2", "tp_size": 2},
+}
 QUESTION, ANSWER = "call 3", "<|tool|>zq"
 
 
@@ -181,9 +187,9 @@ def test_two_processes_give_what_one_gives(config, kind, tmp_path):
     config["step_scheduler"]["local_batch_size"] = 1
     one = run(config)
     runs = []
-    for name in ("ddp", "fsdp2"):
+    for name in ("ddp", "fsdp2", "pp", *(["tp"] if kind == "full" else [])):
         out = {"enabled": True, "checkpoint_dir": str(tmp_path / name)}
-        split = {**config, "distributed": {"strategy": name}, "checkpoint": out}
+        split = {**config, "distributed": LAYOUTS[name], "checkpoint": out}
         runs += [LayoutRun(name, split, max_steps=4), LayoutRun(name, split, resume="auto")]
     for item, answers in run_in_group(2, train, runs):
         assert not isinstance(answers, str), f"{item.name}\n{answers}"
@@ -195,7 +201,14 @@ def test_two_processes_give_what_one_gives(config, kind, tmp_path):
         torch.testing.assert_close(logits(model), logits(one.unwrapped()), rtol=1e-3, atol=1e-3)
         assert answer(model, tokenizer) == ANSWER + "</s>"
         why = [report for report in answers[0].reports if report.startswith("base weights")]
-        expected = [
-            "base weights: whole on every rank before they are spread: tokenizer.add_tokens works on whole weights"
-        ]
-        assert why == (expected if item.name == "fsdp2" else [])
+        said = "base weights: whole on every rank before they are spread: tokenizer.add_tokens works on whole weights"
+        assert why == ([] if item.name == "ddp" else [said])
+
+
+@pytest.mark.more
+def test_rows_that_tensor_parallelism_would_cut_are_refused(config):
+    config = change(config, "lora")
+    split = {**config, "distributed": LAYOUTS["tp"]}
+    [(_, told)] = run_in_group(2, train, [LayoutRun("tp", split)])
+    assert "some rows of model.embed_tokens train" in told
+    assert "train the whole embedding and head (peft.modules_to_save), or set tp_size to 1" in told
