@@ -8,7 +8,7 @@ Source: Chowdhery et al. 2022 (PaLM), appendix B; frozen weights as in LoRA add-
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,18 +40,22 @@ class StepFlops:
 
 def model_flops(model: nn.Module, parallel: Any) -> StepFlops:
     """``step_flops`` of the whole model, of which this rank may hold some pipeline stages; all ranks call it."""
-    own = step_flops(model)
+    pipeline = parallel.pipeline
+    # The first stage holds a tied head as its embedding only; the last one multiplies with it.
+    looked_up = () if pipeline is None or pipeline.is_last else pipeline.tied_parameters()
+    own = step_flops(model, looked_up=looked_up)
     per_token = torch.tensor(round(own.per_token), dtype=torch.int64, device=parallel.device)
     return StepFlops(float(parallel.sum_over_stages(per_token)), own.per_squared_length)
 
 
-def step_flops(model: nn.Module) -> StepFlops:
-    """Count the matrix weights of a Hugging Face model; sharded parameters count whole."""
+def step_flops(model: nn.Module, *, looked_up: Collection[nn.Parameter] = ()) -> StepFlops:
+    """Count the matrix weights of a Hugging Face model but ``looked_up`` ones; sharded parameters count whole."""
     config: Any = getattr(model, "config", None)
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     share = _active_share(text)
     per_token = 0.0
-    for name, parameter in _matrix_weights(model):
+    skipped = {id(parameter) for parameter in looked_up}
+    for name, parameter in _matrix_weights(model, skipped):
         active = parameter.numel() * (share if parameter.dim() == 3 or ".experts." in name else 1.0)
         per_token += (6 if parameter.requires_grad else 4) * active
     heads = getattr(text, "num_attention_heads", 0) or 0
@@ -60,9 +64,8 @@ def step_flops(model: nn.Module) -> StepFlops:
     return StepFlops(per_token, 12.0 * layers * heads * size)
 
 
-def _matrix_weights(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Weights of linear layers and experts outside the towers; an output head tied to the embedding counts once."""
-    seen: set[int] = set()
+def _matrix_weights(model: nn.Module, seen: set[int]) -> Iterator[tuple[str, nn.Parameter]]:
+    """Weights of linear layers and experts outside the towers, each once, but those ``seen`` already."""
     for path, module in model.named_modules():
         if isinstance(module, nn.Embedding) or any(tower in path for tower in _TOWERS):
             continue
