@@ -312,3 +312,25 @@ def test_rows_with_other_pictures_are_other_questions(train: Any) -> None:
     recipe.eval_loaders = {"val": loader}
     notes = {score.row: score.note for score in rank_rows(recipe)}
     assert notes == {0: "", 1: "", 2: "same prompt as row 0, other answer"}
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_tokens_that_the_processor_adds_train_and_are_read_back(train: Any, kind: str) -> None:
+    """`mock_vlm` rows have none of them: that the rows are there, train or stay, and go to disk, is what counts."""
+    from automodel_recipes.places import find_place
+    from automodel_recipes.vlm.inference import load_vlm
+
+    sections: dict[str, Any] = {"peft": {"_target_": "lora", "dim": 4}} if kind == "lora" else {}
+    recipe = train("added", processor={"add_special_tokens": ["<|tool|>"]}, checkpoint={"enabled": True}, **sections)
+    (number,) = recipe.tokenizer.convert_tokens_to_ids(["<|tool|>"])
+    model = recipe.unwrapped().eval()
+    assert model.config.get_text_config().vocab_size > number
+    ids = torch.tensor([[number, 5, number, 7]])
+    for place in (recipe.run_dir.path, f"{recipe.run_dir.path}@latest"):
+        theirs, processor = load_vlm(find_place(str(place)))
+        assert processor.tokenizer.convert_tokens_to_ids("<|tool|>") == number
+        torch.testing.assert_close(theirs(input_ids=ids).logits, model(input_ids=ids).logits, rtol=1e-4, atol=1e-4)
+    if kind == "lora":
+        saved = load_file(recipe.run_dir.path / "final/adapter_model.safetensors")
+        rows = [tensor for name, tensor in saved.items() if "trainable_tokens_delta" in name]
+        assert [tensor.shape[0] for tensor in rows] == [1] * len(rows) != []
