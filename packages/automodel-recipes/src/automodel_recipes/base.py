@@ -27,6 +27,7 @@ from automodel_recipes.loggers.console import Console
 from automodel_recipes.loggers.trackers import require_trackers
 from automodel_recipes.loop import TrainSummary, train_loop
 from automodel_recipes.options import TrainOptions
+from automodel_recipes.phase_times import NoPhaseTimes, PhaseTimes
 from automodel_recipes.preflight import preflight
 from automodel_recipes.profiling import build_profiler
 from automodel_recipes.records import RunRecords
@@ -48,6 +49,9 @@ class BaseRecipe:
     """Whether the model can be talked to."""
     counts_correct = True
     """Whether validation can count right tokens: the loss is one of contract C2."""
+
+    phases: PhaseTimes | NoPhaseTimes = NoPhaseTimes()
+    """Where time goes; the loop times it where ``monitoring.phase_times`` is set."""
 
     # Set by ``build_data``.
     train_loader: Any

@@ -2,14 +2,17 @@
 
 import signal
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from automodel_recipes.data_wait import next_window
+from automodel_recipes.batches import Batch
+from automodel_recipes.data_wait import Window, next_window
 from automodel_recipes.errors import Interrupted
 from automodel_recipes.evaluate import EvalMetrics, named_metrics
 from automodel_recipes.incidents import report_incidents
 from automodel_recipes.interrupt import StopAgreed
+from automodel_recipes.phase_times import CHECKPOINT, DATA, EVAL, build_phase_times
 from automodel_recipes.start_check import check_start
 from automodel_recipes.train_step import train_step
 
@@ -30,6 +33,8 @@ class TrainSummary:
     """The step that ``validation`` speaks of."""
     moments: list[str] = field(default_factory=list)
     """``start``, ``step`` and ``end``, in the order in which they were measured."""
+    phases: dict[str, float] = field(default_factory=dict)
+    """Seconds of each phase, where ``monitoring.phase_times`` is set."""
     stop_reason: str | None = None
     """Why the run ended before its schedule, where it did."""
 
@@ -51,6 +56,7 @@ def train_loop(r: "BaseRecipe") -> TrainSummary:
 
 def _run(r: "BaseRecipe") -> TrainSummary:
     start = time.monotonic()
+    r.phases = build_phase_times(r.config, r.device)
     summary = TrainSummary(steps=r.step_scheduler.step, seconds=0.0)
     try:
         if not r.options.dry_run:
@@ -71,7 +77,7 @@ def _run(r: "BaseRecipe") -> TrainSummary:
 def _run_steps(r: "BaseRecipe", summary: TrainSummary) -> None:
     windows = iter(r.step_scheduler)
     clock = time.monotonic()
-    while not _enough(r) and (window := next_window(r, windows)) is not None:
+    while not _enough(r) and (window := _timed_window(r, windows)) is not None:
         if r.built.qat is not None:
             r.built.qat.before_step(r.step_scheduler.step)
         with r.profiler.step(r.step_scheduler.step), r.memory.watching():
@@ -89,10 +95,16 @@ def _run_steps(r: "BaseRecipe", summary: TrainSummary) -> None:
             measure(r, summary, moment="end" if ending else "step")
             improved = _judge(r, summary)
         if r.step_scheduler.is_ckpt_step or window.save or improved or _enough(r) or summary.stop_reason:
-            r.checkpointer.save(summary)
+            with r.phases(CHECKPOINT):
+                r.checkpointer.save(summary)
         if summary.stop_reason:
             return
         clock = time.monotonic()
+
+
+def _timed_window(r: "BaseRecipe", windows: Iterator[list[Batch]]) -> Window | None:
+    with r.phases(DATA):
+        return next_window(r, windows)
 
 
 def _judge(r: "BaseRecipe", summary: TrainSummary) -> bool:
@@ -115,7 +127,7 @@ def measure(r: "BaseRecipe", summary: TrainSummary, *, moment: str) -> None:
     """Validation loss and, at the start and the end, generated answers; recorded and put into the summary."""
     if moment == "start" and not r.config.get("evaluation.at_start", True):
         return
-    with r.averaged():
+    with r.phases(EVAL), r.averaged():
         if summary.validated_step != r.step_scheduler.step:
             summary.validation, summary.validated_step = r.evaluate(), r.step_scheduler.step
             for name, metrics in summary.validation.items():

@@ -10,6 +10,7 @@ from automodel_recipes.loggers.console import count, duration, significant
 from automodel_recipes.loggers.jsonl import JsonlLogger, read_jsonl
 from automodel_recipes.loggers.plot import plot_loss
 from automodel_recipes.loggers.trackers import Trackers
+from automodel_recipes.phase_times import CHECKPOINT
 from automodel_recipes.run_dir import check_writable
 from automodel_recipes.run_json import run_record
 from automodel_recipes.screen import start_screen
@@ -59,7 +60,9 @@ class RunRecords:
         """Final weights, loss curve, run.json, and the end screen."""
         from automodel_recipes.screen import end_screen
 
-        final = None if self.r.options.dry_run else self.r.checkpointer.write_final()
+        with self.r.phases(CHECKPOINT):
+            final = None if self.r.options.dry_run else self.r.checkpointer.write_final()
+        summary.phases = self.r.phases.totals()
         if self.is_main and self._jsonl is not None:
             plot_loss(read_jsonl(self._jsonl.path), self.r.run_dir.path / "loss.png")
         end = {"exit_code": 0, "reason": summary.stop_reason or "the schedule is complete"}
@@ -94,7 +97,7 @@ class RunRecords:
         if scheduler.step % self.log_every and not scheduler.is_last_step:
             self.meter.pause(started=started)
             return None
-        row = self.meter.row(metrics, started=started)
+        row = {**self.meter.row(metrics, started=started), **self.r.phases.row()}
         self._log("train", "train", row)
         if (warning := self._host_memory.observe(row["step"], row["host_memory_gib"])) is not None:
             self.event("warning", message=warning)

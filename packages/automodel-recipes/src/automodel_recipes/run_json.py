@@ -60,6 +60,7 @@ def run_record(
             "last_loss": summary.last_loss,
             "validation": {name: m.loss for name, m in summary.validation.items()},
             "exact_match": summary.exact_match,
+            "phase_seconds": summary.phases,
         }
     return record
 

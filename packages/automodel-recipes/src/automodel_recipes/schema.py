@@ -274,6 +274,9 @@ _LLM["monitoring"] = Section(
             {"type": "number", "exclusiveMinimum": 0},
             "The device's dense peak in TFLOP/s, which MFU is a share of; known for common GPUs, measured on a CPU.",
         ),
+        "phase_times": _flag(
+            "Add the seconds of each phase (data, forward_backward, ...) to the rows of steps; false."
+        ),
         "memory_estimate": _flag("Estimate a step's memory before the first one; true."),
         "track_memory": _flag("On a CPU: follow every tensor of the training steps and report their peak; slower."),
         "stall_warning_s": Key(

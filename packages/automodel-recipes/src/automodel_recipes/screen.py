@@ -42,6 +42,8 @@ def end_screen(r: "BaseRecipe", summary: "TrainSummary", final: Path | None) -> 
         parts.append("exact match " + " -> ".join(f"{100 * x:.1f} %" for x in (before, after) if x is not None))
     parts.append(r.memory.end_text())
     r.console.fact("done", ", ".join(parts))
+    if summary.phases:
+        r.console.fact("time", ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in summary.phases.items()))
     if final is not None:
         kind = "adapter" if r.built.peft is not None else "model"
         r.console.fact(kind, str(final))

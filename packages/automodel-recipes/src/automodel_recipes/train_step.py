@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from automodel_recipes.batches import Batch, mark_last, to_device
+from automodel_recipes.phase_times import FORWARD_BACKWARD, OPTIMIZER
 
 if TYPE_CHECKING:
     from automodel_recipes.base import BaseRecipe
@@ -37,15 +38,22 @@ def train_step(r: "BaseRecipe", micro_batches: Sequence[Batch]) -> StepMetrics:
 
     Returns: the step's metrics, on the device.
     """
-    # One denominator for the whole global batch, known before the first backward.
-    batches = [r.prepare(to_device(batch, r.device)) for batch in micro_batches]
-    num_label_tokens = r.parallel.sum_over_data(r.count_targets(batches))
+    with r.phases(FORWARD_BACKWARD):
+        # One denominator for the whole global batch, known before the first backward.
+        batches = [r.prepare(to_device(batch, r.device)) for batch in micro_batches]
+        num_label_tokens = r.parallel.sum_over_data(r.count_targets(batches))
 
-    # Losses are sums / num_label_tokens and wrappers sum over ranks: nothing is rescaled.
-    micro_losses = forward_backward(r, batches, num_label_tokens)
-
-    # A step whose gradients are not finite changes nothing but the data position and the learning-rate schedule.
+        # Losses are sums / num_label_tokens and wrappers sum over ranks: nothing is rescaled.
+        micro_losses = forward_backward(r, batches, num_label_tokens)
     learning_rate = r.lr_schedule.last_lr
+    with r.phases(OPTIMIZER):
+        grad_norm, skipped = _update(r)
+    return StepMetrics(micro_losses.sum(), grad_norm, num_label_tokens, learning_rate, micro_losses, skipped)
+
+
+def _update(r: "BaseRecipe") -> tuple[torch.Tensor, torch.Tensor]:
+    """Change the weights by the gradients that are there; the gradients' norm, and 1 where they were not finite."""
+    # A step whose gradients are not finite changes nothing but the data position and the learning-rate schedule.
     if r.loss_scaler is not None:
         r.loss_scaler.unscale_(r.model.parameters())
     grad_norm = r.parallel.clip_grad_norm(r.model, r.max_grad_norm)
@@ -58,7 +66,7 @@ def train_step(r: "BaseRecipe", micro_batches: Sequence[Batch]) -> StepMetrics:
         update(r.model)
     r.lr_schedule.step()
     r.optimizer.zero_grad(set_to_none=True)
-    return StepMetrics(micro_losses.sum(), grad_norm, num_label_tokens, learning_rate, micro_losses, skipped)
+    return grad_norm, skipped
 
 
 def forward_backward(r: "BaseRecipe", batches: Sequence[Batch], num_label_tokens: torch.Tensor) -> torch.Tensor:
