@@ -15,6 +15,7 @@ from torch import Tensor
 from automodel_ckpt.adapter import load_adapter, read_tensors
 from automodel_ckpt.errors import CheckpointNotFound, StateMismatch, UnsupportedState
 from automodel_ckpt.hf.assets import copy_assets
+from automodel_ckpt.hf.merge_rows import Rows, take_rows, with_rows, write_vocabulary
 from automodel_ckpt.local_disk import LocalDisk
 from automodel_ckpt.safetensors_file import read_header
 from automodel_ckpt.staged import staged_directory
@@ -32,19 +33,24 @@ def merge(
 
     Args:
         base: Hugging Face directory with safetensors.
-        adapter: PEFT directory of plain LoRA (rank-stabilised too); ``modules_to_save`` replace their weights.
+        adapter: PEFT directory of plain LoRA (rank-stabilised too); ``modules_to_save`` replace their weights, and rows
+            of tokens theirs. Where tokens were added, embedding and head grow, and ``config.json`` says so.
 
     Raises: StateMismatch: an adapted module is not in the base, or nothing changes. UnsupportedState: DoRA and others.
     """
     tensors, config = load_adapter(adapter)
     _refuse_unsupported(config)
     deltas, replacements = _split(tensors)
+    rows = take_rows(replacements, config)
     changed: list[str] = []
+    grown: dict[str, tuple[Tensor, Tensor]] = {}
     with staged_directory(directory, overwrite=overwrite) as staging:
         for path in base_files(base):
-            merged = dict(_merged(read_tensors(path), deltas, replacements, config, changed))
+            weights = read_tensors(path)
+            merged = dict(_merged(weights, deltas, replacements, rows, config, changed))
+            grown |= {n: (weights[n], t) for n, t in merged.items() if t.shape != weights[n].shape}
             write_tensors(LocalDisk(staging), path.name, merged)
-        unused = sorted((deltas.keys() | replacements.keys()) - set(changed))
+        unused = sorted((deltas.keys() | replacements.keys() | rows.keys()) - set(changed))
         if unused or not changed:
             raise StateMismatch(
                 f"{len(unused)} adapted weights are not in {base}, such as {unused[:2]}; nothing is written. "
@@ -56,7 +62,24 @@ def merge(
             (staging / index.name).write_bytes(index.read_bytes())
         copy_assets(adapter, staging)
         copy_assets(base, staging)
+        _write_grown(staging, grown, tensor_names(base) - set(changed))
     return changed
+
+
+def _write_grown(staging: Path, grown: dict[str, tuple[Tensor, Tensor]], unchanged: set[str]) -> None:
+    """Raises: StateMismatch: the embedding grew and the head, a weight of its own, did not."""
+    if not grown:
+        return
+    sizes = {(len(old), len(new)) for old, new in grown.values()}
+    if len(sizes) > 1 or "lm_head.weight" in unchanged:
+        raise StateMismatch(
+            f"{', '.join(sorted(grown))} grow by the adapter's added tokens, and the head does not as much; nothing is "
+            "written. Train the head's rows too (trainable_token_indices: {embed_tokens: [...], lm_head: [...]}).",
+            differences=tuple(grown),
+        )
+    [(old_rows, rows)] = sizes
+    added = sum((new.numel() - old.numel()) * new.element_size() for old, new in grown.values())
+    write_vocabulary(staging, old_rows, rows, added_bytes=added)
 
 
 def base_files(base: str | os.PathLike) -> list[Path]:
@@ -113,6 +136,7 @@ def _merged(
     weights: dict[str, Tensor],
     deltas: dict[str, tuple[Tensor, Tensor]],
     replacements: dict[str, Tensor],
+    rows: Rows,
     config: dict[str, Any],
     changed: list[str],
 ) -> Iterator[tuple[str, Tensor]]:
@@ -125,6 +149,9 @@ def _merged(
         elif name in replacements:
             changed.append(name)
             yield name, replacements[name].to(weight.dtype)
+        elif name in rows:
+            changed.append(name)
+            yield name, with_rows(weight, *rows[name])
         else:
             yield name, weight
 
