@@ -8,8 +8,11 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from automodel_core.config import config_from_dict
+from automodel_recipes import TrainOptions
 from automodel_recipes.errors import UnusableInputError
 from automodel_recipes.inference import load_for_inference, merge_adapter
+from automodel_recipes.llm.kd import KnowledgeDistillationRecipe
 from automodel_recipes.places import find_place
 from layout_runs import LayoutRun, train
 from rank_group import run_in_group
@@ -177,6 +180,17 @@ def test_an_adapter_with_new_tokens_is_trained_on(config, tmp_path):
 def test_what_would_leave_rows_untrained_is_refused(config, sections, told):
     with pytest.raises(UnusableInputError, match=told):
         run({**config, **sections})
+
+
+def test_a_teacher_without_the_tokens_is_refused(config, tiny_model):
+    config["teacher_model"] = {**config["model"], "pretrained_model_name_or_path": str(tiny_model)}
+    config["loss_fn"] = {"_target_": "kd_loss"}
+    recipe = KnowledgeDistillationRecipe(config_from_dict(config), TrainOptions(quiet=True))
+    with pytest.raises(
+        UnusableInputError, match="teacher_model has 96 rows for the student's tokenizer with ids up to 97"
+    ):
+        recipe.setup()
+    recipe.close()
 
 
 @pytest.mark.more

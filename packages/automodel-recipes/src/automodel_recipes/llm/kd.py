@@ -23,6 +23,18 @@ class DistillationMetrics(EvalMetrics):
         return {}
 
 
+def _refuse_unknown_ids(teacher: Any, tokenizer: Any) -> None:
+    """Raises: UnusableInputError: the student's tokenizer makes ids that the teacher has no row for."""
+    if not hasattr(tokenizer, "get_vocab"):  # one of the user's own kind, or none while a run is only planned
+        return
+    rows, largest = teacher.get_input_embeddings().weight.shape[0], max(tokenizer.get_vocab().values())
+    if largest >= rows:
+        raise UnusableInputError(
+            f"teacher_model has {rows} rows for the student's tokenizer with ids up to {largest}: a teacher knows "
+            "every token of the student. Take one that was trained with them, or leave tokenizer.add_tokens out."
+        )
+
+
 class KnowledgeDistillationRecipe(LLMFinetuneRecipe):
     """Fine-tuning under a teacher: ``teacher_model`` beside ``model``, and a ``KDLoss`` as ``loss_fn``.
 
@@ -43,6 +55,7 @@ class KnowledgeDistillationRecipe(LLMFinetuneRecipe):
                 "Write loss_fn: {_target_: kd_loss, temperature: 2.0, kd_ratio: 0.5}."
             )
         teacher: Any = build(self.config.teacher_model)
+        _refuse_unknown_ids(teacher, self.tokenizer)
         apply_mixed_precision(self.config, teacher)
         self.teacher = teacher.to(self.device).eval().requires_grad_(False)
 
