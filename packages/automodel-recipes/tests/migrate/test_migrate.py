@@ -125,6 +125,18 @@ def test_several_axolotl_datasets_are_not_dropped(tmp_path):
     assert "datasets" in {note.path for note in result.unknown}
 
 
+def test_added_tokens_of_axolotl_are_added_here(tmp_path):
+    text = (
+        "base_model: m\ndatasets: [{path: a, type: alpaca}]\nadapter: lora\nlora_r: 8\ntokens: [foo]\n"
+        "special_tokens: {pad_token: x, additional_special_tokens: ['<|tool|>']}\nlora_modules_to_save: [lm_head]\n"
+    )
+    result, values = migrated(text, tmp_path)
+    assert values["tokenizer"] == {"add_tokens": ["foo"], "add_special_tokens": ["<|tool|>"]}
+    assert values["peft"]["modules_to_save"] == ["lm_head"]
+    assert [note.path for note in result.unknown] == []
+    assert "special_tokens" in {note.path for note in result.notes}
+
+
 def test_a_file_of_no_known_form_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="no form is recognised"):
         migrated("a: 1\n", tmp_path)

@@ -161,6 +161,7 @@ _LORA = {
     "lora_alpha": To("peft.alpha"),
     "lora_dropout": To("peft.dropout"),
     "lora_target_modules": To("peft.target_modules", _modules),
+    "lora_modules_to_save": To("peft.modules_to_save"),
     "use_rslora": To("peft.use_rslora"),
     "use_dora": To("peft.use_dora"),
 }
@@ -249,6 +250,7 @@ def _axolotl_pairs(draft: Draft) -> None:
             draft.move(f"datasets.{key}", f"dataset_{key}")
         if not item.entries:
             draft.drop("datasets", "all of it is in dataset")
+    draft.move("special_tokens.additional_special_tokens", "added_special_tokens")
     if draft.get("sample_packing") is True:
         draft.replace("sample_packing", draft.get("sequence_len") or 2048, "packs are sequence_len long")
         draft.move("sample_packing", "packed_size")
@@ -279,6 +281,8 @@ AXOLOTL = FlatDialect(
         "lr_scheduler": To("lr_scheduler.lr_decay_style", _style),
         "optimizer": To("optimizer._target_", _optimizer),
         "lora_use_dora": To("peft.use_dora"),
+        "tokens": To("tokenizer.add_tokens"),
+        "added_special_tokens": To("tokenizer.add_special_tokens"),
     },
     {
         **_HF_IGNORED,
