@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from automodel_data.cache import published
@@ -112,7 +113,9 @@ class RowEncoder:
             previous = _Batch([], [])
             encodings: list[Any] = []
             while rendered.results or previous.results:
-                tokenising = thread.submit(self.encoder.tokenise, rendered.texts)
+                started = Event()
+                tokenising = thread.submit(self._tokenise, rendered.texts, started)
+                started.wait()  # the thread would otherwise wait for the interpreter lock, 5 ms as a rule
                 done = previous.with_tokens(
                     self.encoder.labelled(previous.texts, encodings, add_prefix=self.add_prefix)
                 )
@@ -120,6 +123,10 @@ class RowEncoder:
                 encodings = tokenising.result()
                 yield from done
                 previous, rendered = rendered, following
+
+    def _tokenise(self, texts: Sequence[Rendered], started: Event) -> list[Any]:
+        started.set()
+        return self.encoder.tokenise(texts)
 
     def _render_batch(self, numbered: Iterator[tuple[int, Any]], size: int) -> _Batch:
         results = [(i, _attempt(self._rendered, row)) for i, row in islice(numbered, size)]
