@@ -28,8 +28,8 @@ def check_tokenizer(model: Any, tokenizer: Any) -> None:
     if largest >= rows:
         raise ValueError(
             f"a tokenizer with ids up to {largest} for an embedding of {rows} rows: every id needs a row. Use "
-            "the model's "
-            "own tokenizer, or resize_vocabulary(model, tokenizer)."
+            "the model's own tokenizer, and name the tokens to add to it (tokenizer.add_tokens in YAML, else "
+            "extend_tokenizer and add_token_rows), or resize_vocabulary(model, tokenizer)."
         )
 
 
