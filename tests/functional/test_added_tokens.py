@@ -10,10 +10,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from automodel_core.config import config_from_dict
 from automodel_recipes import TrainOptions
+from automodel_recipes.build.data import build_tokenizer
 from automodel_recipes.errors import UnusableInputError
 from automodel_recipes.inference import load_for_inference, merge_adapter
 from automodel_recipes.llm.kd import KnowledgeDistillationRecipe
 from automodel_recipes.places import find_place
+from automodel_recipes.validation import validate
 from layout_runs import LayoutRun, train
 from rank_group import run_in_group
 from resuming import LORA, run, stopped_and_resumed, trace, weights_hash
@@ -226,3 +228,15 @@ def test_rows_that_tensor_parallelism_would_cut_are_refused(config):
     [(_, told)] = run_in_group(2, train, [LayoutRun("tp", split)])
     assert "some rows of model.embed_tokens train" in told
     assert "train the whole embedding and head (peft.modules_to_save), or set tp_size to 1" in told
+
+
+@pytest.mark.parametrize("by_target", [False, True])
+def test_a_tokenizer_section_of_any_form_adds_tokens(config, by_target):
+    if by_target:
+        target = {"_target_": "transformers.AutoTokenizer.from_pretrained"}
+        source = config["model"]["pretrained_model_name_or_path"]
+        config["tokenizer"] |= {**target, "pretrained_model_name_or_path": source}
+    assert validate(config_from_dict(config)).problems == []
+    tokenizer = build_tokenizer(config_from_dict(config))
+    assert tokenizer.convert_tokens_to_ids(ADDED) == [NUM_OLD, NUM_OLD + 1]
+    assert tokenizer("a zq b", add_special_tokens=False).input_ids.count(NUM_OLD) == 1

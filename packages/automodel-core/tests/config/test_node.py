@@ -84,3 +84,11 @@ def test_from_a_dict():
     assert isinstance(config.a, ConfigNode)
     assert config.get("a.b.1.c") == 2
     assert config.source("a.b").origin == "python"
+
+
+def test_a_section_without_some_keys_keeps_its_place_and_the_others():
+    node = config_from_dict({"optimizer": {"_target_": "torch.optim.SGD", "lr": 0.1, "ours": 1}}).optimizer
+    less = node.without("ours", "absent")
+    assert less.to_dict() == {"_target_": "torch.optim.SGD", "lr": 0.1}
+    assert node.get("ours") == 1
+    assert str(less.error("lr", "x")).endswith("optimizer.lr: x")
