@@ -75,9 +75,10 @@ def reader(tmp_path):
     for folder in ("scripts", "benchmarks", "examples", "packages", "tests", "docs"):
         (tmp_path / folder).symlink_to(ROOT / folder)
     shutil.copytree(TINY / "tiny_llama", tmp_path / "model")
-    rows = (TINY / "orders/train.jsonl").read_text().splitlines()[:64]
+    rows = (TINY / "orders/train.jsonl").read_text().splitlines()
     for file in ("my.jsonl", "rows.jsonl", "train.jsonl"):
-        (tmp_path / file).write_text("\n".join(rows) + "\n")
+        (tmp_path / file).write_text("\n".join(rows[:64]) + "\n")
+    (tmp_path / "held_out.jsonl").write_text("\n".join(rows[64:96]) + "\n")
     (tmp_path / "theirs.yaml").write_text(TRL)
     return tmp_path
 

@@ -6,8 +6,12 @@ from typing import Any
 _LOAD = "automodel_core.NeMoAutoModelForCausalLM.from_pretrained"
 
 
-def starter_config(name: str, *, model: str, data: str, full: bool = False) -> dict[str, Any]:
+def starter_config(
+    name: str, *, model: str, data: str, validation: str | None = None, full: bool = False
+) -> dict[str, Any]:
     """Text fine-tuning of ``model`` on the conversations in ``data``: LoRA, or every parameter with ``full``.
+
+    ``validation`` holds rows to measure on, in the form of ``data``: once an epoch, and by ``eval``.
 
     Returns: the sections, as :func:`automodel_core.config.config_from_dict` takes them.
     """
@@ -30,6 +34,8 @@ def starter_config(name: str, *, model: str, data: str, full: bool = False) -> d
     }
     if full:
         del config["peft"]
+    if validation is not None:
+        config["validation_dataset"] = {**config["dataset"], "path_or_dataset_id": validation}
     return config
 
 

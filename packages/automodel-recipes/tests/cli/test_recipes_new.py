@@ -7,16 +7,21 @@ from automodel_recipes.cli import main
 
 MODEL = "pkg://automodel_recipes/assets/tiny_llama"
 ROWS = "pkg://automodel_recipes/assets/orders/train.jsonl"
+HELD_OUT = "pkg://automodel_recipes/assets/orders/heldout.jsonl"
 
 
 @pytest.mark.parametrize("full", [False, True])
 def test_what_it_writes_validates(tmp_path, monkeypatch, full):
     monkeypatch.chdir(tmp_path)
-    options = ["--full"] if full else []
+    options = ["--full"] if full else ["--validation", HELD_OUT]
     assert main(["recipes", "new", "mine", "--model", MODEL, "--data", ROWS, *options]) == 0
     assert main(["validate", "mine.yaml"]) == 0
     values = yaml.safe_load((tmp_path / "mine.yaml").read_text())
     assert ("peft" in values) is not full
+    if full:
+        assert "validation_dataset" not in values
+    else:
+        assert values["validation_dataset"] == values["dataset"] | {"path_or_dataset_id": HELD_OUT}
     assert values["checkpoint"]["checkpoint_dir"] == "runs/mine"
 
 

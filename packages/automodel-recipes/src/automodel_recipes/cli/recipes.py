@@ -61,9 +61,10 @@ def cp(name: str, destination: Path, *, as_json: bool) -> None:
 @click.argument("name")
 @click.option("--model", required=True, help="Directory or hub id of the model.")
 @click.option("--data", required=True, help="JSONL of conversations, or a hub id.")
+@click.option("--validation", metavar="DATA", help="Rows to measure on, in the same form; `eval` needs some.")
 @click.option("--full", is_flag=True, help="Train every parameter instead of LoRA.")
 @click.option("--gpu", metavar="NAME", help="What it will train on, such as h100; this machine's CPU by default.")
-def new(name: str, *, model: str, data: str, full: bool, gpu: str | None) -> None:
+def new(name: str, *, model: str, data: str, validation: str | None, full: bool, gpu: str | None) -> None:
     """Write NAME.yaml for a model and data of your own: batch, packing and rates chosen, each with its reason.
 
     Example: automodel-recipes recipes new my_first --model ./model --data rows.jsonl
@@ -84,7 +85,7 @@ def new(name: str, *, model: str, data: str, full: bool, gpu: str | None) -> Non
         raise click.UsageError(f"{target.parent} is not a folder; create it first")
     from automodel_recipes.plan.choose import choose
 
-    config = starter_config(target.stem, model=model, data=data, full=full)
+    config = starter_config(target.stem, model=model, data=data, validation=validation, full=full)
     comments = choose(config, gpu=card)
     text = commented(to_yaml(config), comments)
     target.write_text(f"# Fine-tune {model} on {data}.\n{text}", encoding="utf-8")

@@ -51,7 +51,8 @@ def _choose_rows(config: dict[str, Any], comments: dict[str, str]) -> None:
         return
     longest, mean = max(lengths), sum(lengths) / len(lengths)
     length = min(64 * math.ceil(longest / 64), _LONGEST)
-    config["dataset"]["seq_length"] = length
+    for section in {"dataset", "validation_dataset"} & config.keys():
+        config[section]["seq_length"] = length
     comments["dataset"] = (
         f"Of {len(lengths):,} rows looked at the longest has {longest:,} tokens, the mean is {mean:.0f}."
     )
