@@ -31,6 +31,11 @@ LAYOUTS = {
 QUESTION, ANSWER = "call 3", "<|tool|>zq"
 
 
+def more(kind):
+    """A kind that waits for the longer lane."""
+    return pytest.param(kind, marks=pytest.mark.more)
+
+
 def tied(model):
     """Rewrite a model directory with one weight for embedding and head."""
     config = AutoConfig.from_pretrained(model, tie_word_embeddings=True)
@@ -106,7 +111,7 @@ def logits(model):
     return model.eval()(input_ids=torch.tensor([[4, NUM_OLD, 20, NUM_OLD + 1, 8]])).logits
 
 
-@pytest.mark.parametrize("kind", ["full", "full tied", "full padded", "lora", "lora tied", "lora padded"])
+@pytest.mark.parametrize("kind", ["full", "lora tied", *map(more, ["full tied", "full padded", "lora", "lora padded"])])
 def test_new_tokens_are_learned_and_read_by_plain_libraries(config, kind, tmp_path):
     config = change(config, kind)
     recipe = run(config)
@@ -131,6 +136,7 @@ def test_new_tokens_are_learned_and_read_by_plain_libraries(config, kind, tmp_pa
         assert answer(ours, words) == ANSWER + "</s>"
 
 
+@pytest.mark.more
 def test_an_adapter_with_new_tokens_does_not_load_on_a_base_that_did_not_grow(config):
     """Why a stranger has to resize."""
     recipe = run(change(config, "lora"))
@@ -139,7 +145,7 @@ def test_an_adapter_with_new_tokens_does_not_load_on_a_base_that_did_not_grow(co
         peft.PeftModel.from_pretrained(base, recipe.run_dir.path / "final")
 
 
-@pytest.mark.parametrize("kind", ["full", "lora"])
+@pytest.mark.parametrize("kind", [more("full"), "lora"])
 def test_only_what_shall_train_trains(config, kind):
     recipe = run(change(config, kind))
     model, _ = read_by_strangers(config, recipe.run_dir.path / "final")
@@ -152,15 +158,17 @@ def test_only_what_shall_train_trains(config, kind):
         assert torch.equal(new[:NUM_OLD], old) == (kind == "lora"), name
 
 
-@pytest.mark.parametrize("kind", ["full", "lora tied"])
+@pytest.mark.parametrize("kind", [more("full"), "lora tied"])
 def test_a_resumed_run_is_bit_identical(config, kind, tmp_path):
     config = change(config, kind)
+    config["step_scheduler"]["num_epochs"] = 4
     straight = run(config)
     resumed = stopped_and_resumed(config, tmp_path, [3, 7])
     assert trace(resumed) == trace(straight)
     assert weights_hash(resumed) == weights_hash(straight)
 
 
+@pytest.mark.more
 def test_an_adapter_with_new_tokens_is_trained_on(config, tmp_path):
     first = run(change(config, "lora"))
     config["peft"] = {"_target_": "adapter", "path": str(first.run_dir.path / "final")}

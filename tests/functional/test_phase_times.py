@@ -58,6 +58,7 @@ def test_each_phase_gets_its_time(config):
     assert totals["checkpoint"] > sum(row.get("checkpoint_s", 0) for row in rows)
 
 
+@pytest.mark.more
 def test_rows_say_nothing_of_phases_unless_asked_to_and_train_the_same(config, tmp_path):
     timed, _ = run(config, phase_times=True)
     config["checkpoint"]["checkpoint_dir"] = str(tmp_path / "plain")
