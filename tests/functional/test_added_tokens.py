@@ -12,7 +12,8 @@ from automodel_core.config import config_from_dict
 from automodel_recipes import TrainOptions
 from automodel_recipes.build.data import build_tokenizer
 from automodel_recipes.errors import UnusableInputError
-from automodel_recipes.inference import load_for_inference, merge_adapter
+from automodel_recipes.exporting import merge_adapter
+from automodel_recipes.inference import load_for_inference
 from automodel_recipes.llm.kd import KnowledgeDistillationRecipe
 from automodel_recipes.places import find_place
 from automodel_recipes.validation import validate

@@ -1,6 +1,5 @@
 """Load what a run made, through plain transformers and peft, and generate with it."""
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -91,55 +90,3 @@ def stop_token_ids(tokenizer: Any) -> list[int]:
         special = [i for i in tokenizer(tail, add_special_tokens=False)["input_ids"] if i in tokenizer.all_special_ids]
         ids.update(special[:1])
     return sorted(ids)
-
-
-def _written_adapter(place: Place, directory: Path) -> Place:
-    """The adapter in a checkpoint, written as PEFT reads it. Raises: RecipeError: its run trained no adapter."""
-    from automodel_ckpt import load, save_adapter
-    from automodel_core.peft import adapter_config, adapter_state_dict
-    from automodel_recipes.build.model import build_model
-    from automodel_recipes.run import recipe_class
-
-    config = run_config(place)
-    if config.get("peft") is None:
-        raise RecipeError(f"{place.path} is of a run without LoRA, so there is nothing to merge. Give a LoRA run.")
-    recipe = recipe_class(config.get("recipe", "LLMFinetuneRecipe"), config.policy)(config)
-    recipe.build_tokenizer()
-    built = build_model(config, seed=0, tokenizer=recipe.tokenizer)
-    load(place.path, {"model": built.model})
-    keys: dict[str, Any] = {"tokenizer": recipe.tokenizer, "processor": recipe.processor}
-    save_adapter(directory, adapter_state_dict(built.model), adapter_config(built.model, built.peft), **keys)
-    return Place("adapter", str(directory))
-
-
-def merge_adapter(place: Place, out: Path, *, base_model: str | None = None) -> None:
-    """Write the base model with the adapter's weights added in, as a plain Hugging Face directory.
-
-    Raises: RecipeError: the place is no adapter, ``out`` exists, or merging changed no weight.
-    """
-    from automodel_ckpt import export_hf
-    from automodel_recipes.vlm.inference import is_multimodal, load_base_vlm, load_vlm
-
-    if out.exists():
-        raise RecipeError(f"{out} exists already. Choose another -o.")
-    if place.kind == "checkpoint":
-        with tempfile.TemporaryDirectory() as folder:
-            merge_adapter(_written_adapter(place, Path(folder) / "adapter"), out, base_model=base_model)
-        return
-    if place.kind != "adapter":
-        raise RecipeError(f"{place.path} is no adapter, so there is nothing to merge. Give a LoRA run or adapter.")
-    source = base_model or place.base_model or ""
-    keys: dict[str, Any]
-    if is_multimodal(place):
-        model, processor = load_vlm(place, base_model=base_model)
-        keys, base = {"processor": processor, "tokenizer": processor.tokenizer}, load_base_vlm(source).state_dict()
-    else:
-        from transformers import AutoModelForCausalLM
-
-        model, tokenizer = load_for_inference(place, base_model=base_model)
-        keys, base = {"tokenizer": tokenizer}, AutoModelForCausalLM.from_pretrained(source, dtype="auto").state_dict()
-    merged = model.merge_and_unload()
-    state = merged.state_dict()
-    if all(torch.equal(state[name].cpu(), tensor) for name, tensor in base.items()):
-        raise RecipeError(f"merging {place.path} changed no weight of {place.base_model}: the adapter is empty.")
-    export_hf(merged, out, **keys)

@@ -38,7 +38,7 @@ def plan_publication(place: Place, *, base_model: str | None = None) -> Publicat
     """
     if place.kind not in ("model", "adapter"):
         what = "a hub id already" if place.kind == "hub" else "a training checkpoint, which others cannot load"
-        advice = "" if place.kind == "hub" else f" First run: automodel-recipes ckpt export {place.path} OUT"
+        advice = "" if place.kind == "hub" else f" First run: automodel-recipes ckpt export {place.path} -o OUT"
         raise RecipeError(f"{place.path} is {what}. Give a model or adapter directory.{advice}")
     folder = Path(place.path)
     names = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and not _is_hidden(p, folder))

@@ -28,7 +28,7 @@ def _forward(name: str, help_text: str) -> None:
 
 
 # How many of a command's first arguments are checkpoints; those of the others are runs or foreign.
-_NUM_CHECKPOINTS = {"consolidate": 1, "diff": 2, "export": 1, "verify": 1}
+_NUM_CHECKPOINTS = {"consolidate": 1, "diff": 2, "verify": 1}
 
 
 def _located(arguments: tuple[str, ...], number: int) -> list[str]:
@@ -46,13 +46,32 @@ def _located(arguments: tuple[str, ...], number: int) -> list[str]:
 for _name, _help in (
     ("ls", "List the checkpoints of a run."),
     ("verify", "Check a checkpoint by its hashes; load an exported model or adapter and compare its logits."),
-    ("consolidate", "Write a Hugging Face directory from a checkpoint, in bounded memory."),
-    ("export", "The same as consolidate."),
+    ("consolidate", "Write the weights of a checkpoint in Hugging Face format, in bounded memory."),
     ("diff", "Compare two checkpoints tensor by tensor."),
     ("gc", "Delete leftovers of dead runs and old checkpoints."),
     ("import", "Take over a checkpoint of torch DCP or NeMo Automodel."),
 ):
     _forward(_name, _help)
+
+
+@ckpt.command()
+@click.argument("path")
+@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="New directory.")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Cast the weights of a model.")
+@click.option("--shard-size", metavar="SIZE", help="Largest file of a model, such as 2GB; 5GB by default.")
+def export(path: str, *, out: Path, dtype: str | None, shard_size: str | None) -> int:
+    """Write what a run or one of its checkpoints holds as plain transformers or peft reads it.
+
+    Example: automodel-recipes ckpt export runs/demo_lora@best -o adapter
+    """
+    from automodel_recipes.exporting import export_weights
+    from automodel_recipes.loggers.logging_setup import quiet_libraries
+    from automodel_recipes.places import find_place
+
+    quiet_libraries()
+    kind = export_weights(find_place(path), out, dtype=dtype, shard_size=shard_size)
+    click.echo(f"exported {out} ({kind})")
+    return 0
 
 
 @ckpt.command()
@@ -64,7 +83,7 @@ def merge(path: str, *, out: Path, base_model: str | None) -> int:
 
     Example: automodel-recipes ckpt merge runs/demo_lora -o merged
     """
-    from automodel_recipes.inference import merge_adapter
+    from automodel_recipes.exporting import merge_adapter
     from automodel_recipes.loggers.logging_setup import quiet_libraries
     from automodel_recipes.places import find_place
 

@@ -54,12 +54,14 @@ def plan(
     report = validate(node, files=False)
     if serious := [problem for problem in report.problems if not problem.path.startswith(_LAYOUT)]:
         raise ConfigError(serious)
+    from automodel_recipes.loggers.logging_setup import quiet_libraries
     from automodel_recipes.plan.data import longest_row
     from automodel_recipes.plan.edits import RankedEdit, edit_lines, rank_edits
     from automodel_recipes.plan.make import make_plan
     from automodel_recipes.plan.report import plan_json, plan_lines
     from automodel_recipes.plan.timing import step_time
 
+    quiet_libraries()
     found = None if seq_length is not None else longest_row(node)
     made = make_plan(node, world_size=world_size, gpu=card, seq_length=seq_length, longest_row=found)
     if not made.problems:

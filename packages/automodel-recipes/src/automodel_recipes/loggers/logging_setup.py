@@ -58,9 +58,11 @@ def setup_logging(logging_level: int | str = logging.INFO, *, rank: int | None =
 
 
 def quiet_libraries() -> None:
-    """Keep progress bars of other libraries to terminals, and a warning that one of them raises for another silent."""
+    """Keep progress bars of other libraries to terminals, and warnings that concern nothing of the user silent."""
     # peft asks every model that it wraps; nothing that a user wrote or could change.
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+    # Losses on hidden states take a view of them and write nothing in place.
+    warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module .* returned a view tensor", category=UserWarning)
     if sys.stderr.isatty() and os.environ.get("RANK", "0") == "0":
         return
     import datasets
