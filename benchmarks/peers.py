@@ -38,6 +38,12 @@ def make_model(folder: Path) -> None:
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)
     AutoTokenizer.from_pretrained(ASSETS / "tiny_llama").save_pretrained(folder)
+    # Entries without merges, which no text gives: the tokenizer is as large as the embedding, as a real one is.
+    file = folder / "tokenizer.json"
+    content = json.loads(file.read_text())
+    first = 1 + max(*content["model"]["vocab"].values(), *(token["id"] for token in content["added_tokens"]))
+    content["model"]["vocab"] |= {f"<unused {i}>": i for i in range(first, config.vocab_size)}
+    file.write_text(json.dumps(content))
 
 
 def automodel(model: Path, rows: Path, steps: int, out: Path) -> dict[str, Any]:
