@@ -205,6 +205,24 @@ def test_sequence_classifier_trains_its_new_head():
     assert "base_model.model.score.weight" in adapter_state_dict(model)
 
 
+@pytest.mark.parametrize("keys", [{}, {"modules_to_save": ["embed_tokens"]}])
+def test_a_classifier_adapts_every_linear_layer_but_its_head_as_peft_does(keys):
+    import peft
+    from core_families import config as family_config
+
+    from automodel_core import NeMoAutoModelForSequenceClassification
+
+    build = NeMoAutoModelForSequenceClassification.from_config
+    config = family_config("llama", num_labels=3)
+    ours = apply_lora(build(config), PeftConfig(dim=4, **keys))
+    theirs = peft.get_peft_model(
+        build(config), peft.LoraConfig(r=4, target_modules="all-linear", task_type="SEQ_CLS", **keys)
+    )
+    assert set(ours.modules) == set(theirs.base_model.targeted_module_names)
+    assert "score" in ours.modules_to_save
+    assert len(ours.modules_to_save) == 1 + len(keys)
+
+
 @pytest.mark.parametrize(
     "keys, said",
     [

@@ -11,13 +11,10 @@ from automodel_core.peft.base_weight import keep_codes_unpacked, num_elements
 from automodel_core.peft.config import PeftConfig
 from automodel_core.peft.init import init_lora
 from automodel_core.peft.lora import LoRALayer, patch_linear_module
-from automodel_core.peft.matching import ModuleMatcher, linear_modules, matches, summary
+from automodel_core.peft.matching import ModuleMatcher, classifier_heads, linear_modules, matches, summary
 from automodel_core.peft.misread import refuse_what_peft_misreads
 
 logger = logging.getLogger(__name__)
-
-# What transformers calls the head of a sequence classifier; it is new, so it trains with the adapter.
-_CLASSIFIER_HEADS = ("score", "classifier")
 
 
 @dataclass(frozen=True)
@@ -119,9 +116,7 @@ def _train_token_rows(model: nn.Module, config: PeftConfig, saved: tuple[str, ..
 
 def _train_in_full(model: nn.Module, config: PeftConfig) -> tuple[str, ...]:
     """Unfreeze ``modules_to_save``, and a sequence classifier's new head."""
-    patterns = list(config.modules_to_save)
-    if not patterns and type(model).__name__.endswith("ForSequenceClassification"):
-        patterns = [name for name, _ in model.named_children() if name in _CLASSIFIER_HEADS]
+    patterns = [*config.modules_to_save, *classifier_heads(model)]
     saved: list[str] = []
     for pattern in patterns:
         found = [name for name, _ in model.named_modules() if name and matches(pattern, name)]

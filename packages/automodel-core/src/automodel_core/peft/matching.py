@@ -49,12 +49,12 @@ class ModuleMatcher:
         for pattern in self.target_modules:
             if not any(matches(pattern, name) for name in linears):
                 raise ValueError(_nothing_matched(pattern, linears, model))
-        head = output_head_name(model)
+        heads = {output_head_name(model), *classifier_heads(model)}
         chosen = {
             name: module
             for name, module in linears.items()
             if not self._excluded(name)
-            and ((self.match_all_linear and name != head) or any(matches(p, name) for p in self.target_modules))
+            and ((self.match_all_linear and name not in heads) or any(matches(p, name) for p in self.target_modules))
         }
         if not chosen:
             raise ValueError(
@@ -83,6 +83,13 @@ def output_head_name(model: Any) -> str | None:
     """Name of the module that makes logits; None for a model that names none."""
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     return next((name for name, module in model.named_modules() if module is head), None) if head is not None else None
+
+
+def classifier_heads(model: nn.Module) -> list[str]:
+    """Names of the head of a sequence classifier, which is new and trains in full; empty for another model."""
+    if not type(model).__name__.endswith("ForSequenceClassification"):
+        return []
+    return [name for name, _ in model.named_children() if name in ("score", "classifier")]
 
 
 def summary(names: Iterable[str]) -> str:
