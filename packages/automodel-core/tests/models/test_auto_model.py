@@ -188,9 +188,19 @@ def test_liger_is_applied_or_refused(saved, batch):
         or "liger" in type(model.model.norm).forward.__module__
         or ("liger" in model.model.norm.forward.__func__.__module__)
     )
-    odd = config("llama")
     with pytest.raises(ValueError, match="liger-kernel patches"):
         NeMoAutoModelForCausalLM.from_config(
             transformers.AutoConfig.for_model("gpt2", n_embd=32, n_layer=1, n_head=2), use_liger_kernel=True
         )
-    assert odd.model_type == "llama"
+
+
+def test_liger_on_one_model_leaves_the_others_alone(saved, batch):
+    pytest.importorskip("liger_kernel", reason="the optional extra 'liger' is not installed")
+    from transformers.models.llama import modeling_llama
+
+    names = ("LlamaRMSNorm", "LlamaMLP", "apply_rotary_pos_emb")
+    before = [getattr(modeling_llama, name) for name in names]
+    plain = NeMoAutoModelForCausalLM.from_pretrained(saved)(**batch).loss
+    NeMoAutoModelForCausalLM.from_pretrained(saved, use_liger_kernel=True)
+    assert [getattr(modeling_llama, name) for name in names] == before
+    assert torch.equal(NeMoAutoModelForCausalLM.from_pretrained(saved)(**batch).loss, plain)
