@@ -165,6 +165,22 @@ def test_a_run_on_four_bits_goes_on_as_if_it_had_not_stopped(cli, tiny_config):
 
 
 @pytest.mark.more
+def test_optimizer_states_of_eight_bits_are_stored_and_resumed(cli, tiny_config):
+    pytest.importorskip("bitsandbytes", reason="the optional extra 'bitsandbytes' of automodel-core is not installed")
+    tiny_config["optimizer"] = {"_target_": "bitsandbytes.optim.AdamW8bit", "lr": 0.01, "min_8bit_size": 16}
+    tiny_config["checkpoint"] = {"enabled": True}
+    tiny_config["step_scheduler"] |= {"ckpt_every_steps": 2}
+    whole = cli(tiny_config, "whole")
+    stopped = cli(tiny_config, "parts", "--max-steps", "2")
+    from safetensors.torch import load_file
+
+    (states,) = stopped.path.glob("step-00000002/optim/*.safetensors")
+    assert torch.uint8 in {tensor.dtype for tensor in load_file(states).values()}
+    parts = cli(tiny_config, "parts", "--resume", "auto")
+    assert parts.train("loss") == whole.train("loss")
+
+
+@pytest.mark.more
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_lora_on_four_bits_over_two_processes_is_that_of_one(cli, tiny_config, strategy):
     pytest.importorskip("bitsandbytes", reason="the optional extra 'bitsandbytes' of automodel-core is not installed")

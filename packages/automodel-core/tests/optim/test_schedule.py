@@ -111,3 +111,15 @@ def test_milestones_name_start_peak_and_end():
 def test_impossible_schedules_are_refused(keys, said):
     with pytest.raises(ValueError, match=said):
         OptimizerParamScheduler(optimizer(), max_lr=1.0, lr_decay_steps=10, **keys)
+
+
+def test_a_rate_that_is_a_tensor_stays_the_same_tensor():
+    """Optimizers that compile their step read it from there."""
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.ones(2))], lr=torch.tensor(0.5))
+    rate = optimizer.param_groups[0]["lr"]
+    schedule = OptimizerParamScheduler(
+        optimizer, max_lr=0.5, min_lr=0.0, init_lr=0.0, lr_warmup_steps=2, lr_decay_steps=4, lr_decay_style="linear"
+    )
+    schedule.step()
+    assert optimizer.param_groups[0]["lr"] is rate
+    assert float(rate) == 0.25

@@ -251,6 +251,11 @@ def test_settings_that_only_their_class_can_judge_are_found_deep(good, monkeypat
     )
 
 
+def test_an_optimizer_whose_states_cannot_be_stored_is_refused(good):
+    problems = found(good, "optimizer={_target_: torchao.optim.AdamW8bit, lr: 0.001}")
+    assert any("optimizer._target_: torchao.optim.AdamW8bit packs its states" in p for p in problems)
+
+
 def test_a_run_that_keeps_no_weights_is_refused(good):
     problems = found(good, "checkpoint={enabled: false, save_consolidated: false}")
     assert any("checkpoint.save_consolidated: false beside enabled: false keeps no weights" in p for p in problems)

@@ -143,7 +143,11 @@ class OptimizerParamScheduler:
     def _apply(self) -> None:
         lr, weight_decay = self.lr_at(self.num_steps), self.wd_at(self.num_steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr * group.get("lr_mult", 1.0)
+            rate = lr * group.get("lr_mult", 1.0)
+            if isinstance(group["lr"], torch.Tensor):  # optimizers that compile their step want the same tensor
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
             if weight_decay is not None:
                 group["weight_decay"] = weight_decay * group.get("wd_mult", 1.0)
 

@@ -32,7 +32,7 @@ def build_lr_schedule(
     config: ConfigNode, optimizer: torch.optim.Optimizer, total_steps: int
 ) -> OptimizerParamScheduler:
     """The schedule of the ``lr_scheduler`` section in optimizer steps; constant where there is none."""
-    lr = max(group["lr"] for group in optimizer.param_groups)
+    lr = max(float(group["lr"]) for group in optimizer.param_groups)
     section = config.get("lr_scheduler")
     if section is None:
         keys: dict[str, Any] = {"lr_decay_style": "constant", "min_lr": lr, "init_lr": lr, "lr_warmup_steps": 0}

@@ -141,6 +141,16 @@ def _something_is_kept(config: ConfigNode, report: Report, nproc_per_node: int) 
         report.add(config.source("checkpoint.save_consolidated"), "checkpoint.save_consolidated", message)
 
 
+def _optimizer_can_be_stored(config: ConfigNode, report: Report, nproc_per_node: int) -> None:
+    target = str(config.get("optimizer._target_", ""))
+    if target.startswith("torchao.") and target.endswith(("8bit", "4bit", "Fp8")):
+        message = (
+            f"{target} packs its states in a tensor type that checkpoints do not hold, so a run could not resume; use "
+            "bitsandbytes.optim.AdamW8bit"
+        )
+        report.add(config.source("optimizer._target_"), "optimizer._target_", message)
+
+
 RULES: tuple[Rule, ...] = (
     _batch_divides,
     _packing_isolates,
@@ -153,6 +163,7 @@ RULES: tuple[Rule, ...] = (
     _seed_once,
     _exact_match_has_rows,
     _something_is_kept,
+    _optimizer_can_be_stored,
     trackers_are_there,
     metric_is_measured,
     samples_have_rows,
