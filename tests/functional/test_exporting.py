@@ -1,5 +1,7 @@
 """``ckpt export``: what a run or one of its checkpoints holds loads in plain transformers and peft."""
 
+import json
+
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -44,9 +46,25 @@ def test_a_full_run_and_its_checkpoints(cli, tiny_config, tmp_path, capsys):
 
     assert main(["ckpt", "export", str(run), "-o", str(tmp_path / "cut")]) == 2
     assert "exists already. Choose another -o" in capsys.readouterr().err
+    assert main(["ckpt", "export", str(tmp_path / "half"), "-o", str(tmp_path / "whole"), "--dtype", "float32"]) == 0
+    assert all(
+        torch.equal(tensor, finished[name].bfloat16().float()) for name, tensor in weights(tmp_path / "whole").items()
+    )
+    config = json.loads((tmp_path / "half" / "config.json").read_text())
+    (tmp_path / "half" / "config.json").write_text(json.dumps(config | {"architectures": ["Ours"]}))
     assert main(["ckpt", "export", str(tmp_path / "half"), "-o", str(tmp_path / "x"), "--dtype", "float32"]) == 2
-    assert "of no run with checkpoints, so it is only copied" in capsys.readouterr().err
+    assert "transformers has no class 'Ours'" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
+
+
+def test_a_checkpoint_of_averages_is_exported_as_its_run_would(cli, tiny_config, tmp_path):
+    """With an EMA the run measures and finishes with averages, while it trains other weights."""
+    run = cli(config_of(tiny_config, lora=False) | {"ema": {"decay": 0.5}}, "run").path
+    assert main(["ckpt", "export", f"{run}@latest", "-o", str(tmp_path / "last")]) == 0
+    finished, last = weights(run / "final"), weights(tmp_path / "last")
+    assert all(torch.equal(finished[name], last[name]) for name in finished.keys() | last.keys())
+    (trained,) = (load_file(path) for path in run.glob("step-00000003/model/*.safetensors"))
+    assert any(not torch.equal(trained[name], last[name]) for name in last)
 
 
 def test_a_lora_run_and_its_checkpoints(cli, tiny_config, tiny_model, tmp_path, capsys):

@@ -1,5 +1,6 @@
 """Turn what a run made into a directory that plain transformers or peft reads."""
 
+import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -8,8 +9,8 @@ from typing import Any
 import torch
 
 from automodel_recipes.errors import UnusableInputError
-from automodel_recipes.inference import load_for_inference, run_config
-from automodel_recipes.places import Place, find_place
+from automodel_recipes.inference import load_for_inference, read_weights, run_config
+from automodel_recipes.places import Place
 
 
 def export_weights(place: Place, out: Path, *, dtype: str | None = None, shard_size: str | None = None) -> str:
@@ -41,18 +42,26 @@ def export_weights(place: Place, out: Path, *, dtype: str | None = None, shard_s
     if place.kind == "checkpoint":
         return _adapter_of(place, out).kind
     if recast:
-        return _export_model(_newest_checkpoint(place), out, recast)
+        return _rewrite(Path(place.path), out, recast)
     _copy(Path(place.path), out)
     return place.kind
 
 
-def _newest_checkpoint(place: Place) -> Place:
-    """Finished weights are written as they are; other files of them come from the checkpoint that they are of."""
-    if place.run is None or next(place.run.glob("step-*"), None) is None:
+def _rewrite(source: Path, out: Path, recast: dict[str, Any]) -> str:
+    """Read a finished model by the class that its configuration names, and write it in another dtype or other files."""
+    import transformers
+
+    from automodel_ckpt import export_hf
+
+    names = json.loads((source / "config.json").read_text(encoding="utf-8")).get("architectures") or [""]
+    architecture = getattr(transformers, names[0], None)
+    if architecture is None:
         raise UnusableInputError(
-            f"{place.path} is of no run with checkpoints, so it is only copied. Leave the options out."
+            f"{source}: transformers has no class {names[0]!r}, which its config.json names, to read the model with. "
+            f"Leave {' and '.join(recast)} out to copy it."
         )
-    return find_place(f"{place.run}@latest")
+    export_hf(architecture.from_pretrained(source, dtype="auto"), out, assets=source, **recast)
+    return "model"
 
 
 def _export_model(place: Place, out: Path, recast: dict[str, Any]) -> str:
@@ -77,7 +86,6 @@ def _refuse_existing(out: Path) -> None:
 
 def _rebuilt(place: Place) -> tuple[Any, dict[str, Any]]:
     """The model of a checkpoint's run with its weights, and the tokenizer and processor to write beside it."""
-    from automodel_ckpt import load
     from automodel_recipes.build.model import build_model
     from automodel_recipes.run import recipe_class
 
@@ -85,7 +93,7 @@ def _rebuilt(place: Place) -> tuple[Any, dict[str, Any]]:
     recipe = recipe_class(config.get("recipe", "LLMFinetuneRecipe"), config.policy)(config)
     recipe.build_tokenizer()
     built = build_model(config, seed=0, tokenizer=recipe.tokenizer)
-    load(place.path, {"model": built.model})
+    read_weights(place, config, built.model)
     return built, {"tokenizer": recipe.tokenizer, "processor": recipe.processor}
 
 

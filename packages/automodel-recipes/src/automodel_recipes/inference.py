@@ -64,12 +64,22 @@ def run_config(place: Place) -> Any:
 
 def rebuilt_model(place: Place, config: Any, tokenizer: Any) -> Any:
     """The model of a run in eval mode, with the weights of a checkpoint."""
-    from automodel_ckpt import load
     from automodel_recipes.build.model import build_model
 
     built = build_model(config, seed=0, tokenizer=tokenizer)
-    load(place.path, {"model": built.model})
+    read_weights(place, config, built.model)
     return built.model.eval()
+
+
+def read_weights(place: Place, config: Any, model: Any) -> None:
+    """Load a checkpoint's weights as its run measures and hands them on: the averages, where it keeps some."""
+    from automodel_ckpt import load
+    from automodel_recipes.build.training import build_ema
+
+    ema = build_ema(config, model)
+    load(place.path, {"model": model} if ema is None else {"model": model, "ema": ema})
+    if ema is not None:
+        ema.copy_to_model()
 
 
 def encode_conversation(tokenizer: Any, messages: list[dict[str, str]]) -> torch.Tensor:

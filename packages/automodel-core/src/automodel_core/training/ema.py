@@ -54,6 +54,10 @@ class EMA:
         finally:
             self._write(trained)
 
+    def copy_to_model(self) -> None:
+        """Leave the averages in the model, for good."""
+        self._write(self._averages)
+
     def state_dict(self) -> dict[str, Any]:
         """Decay and averages by parameter name."""
         return {"decay": self.decay, "averages": dict(self._averages)}
