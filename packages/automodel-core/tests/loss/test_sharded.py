@@ -51,7 +51,8 @@ def on_two_ranks(rank, path, body):
 
 def run(body):
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(on_two_ranks, args=(f"{folder}/store", body), nprocs=2)
+        # The fork server's children are not torn down under gloo's threads, which can abort a finished process.
+        mp.start_processes(on_two_ranks, args=(f"{folder}/store", body), nprocs=2, start_method="forkserver")
 
 
 def check_fsdp():

@@ -76,7 +76,8 @@ def one_process_sum():
 
 
 def test_two_ranks_equal_one_process(tmp_path):
-    mp.spawn(worker, args=(2, str(tmp_path)), nprocs=2)
+    # Children of the fork server are not torn down under gloo's threads, which can abort a process that has finished.
+    mp.start_processes(worker, args=(2, str(tmp_path)), nprocs=2, start_method="forkserver")
 
 
 def test_dtensor_logits_must_be_split_over_the_vocabulary(tmp_path):
