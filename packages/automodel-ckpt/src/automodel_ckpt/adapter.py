@@ -23,6 +23,8 @@ from automodel_ckpt.tensor_bytes import writable_bytes
 from automodel_ckpt.writer import write_tensors
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+PEFT_PREFIX = "base_model.model."
+"""What PEFT writes before the name of a base model's weight."""
 _MAX_CONFIG_BYTES = 1 << 26
 
 

@@ -23,7 +23,7 @@ from automodel_recipes.gpus import recognise_gpu
 from automodel_recipes.options import TrainOptions
 from automodel_recipes.plan.inputs import planned_rows
 from automodel_recipes.plan.weightless import without_weights
-from automodel_recipes.run import DEFAULT_RECIPE, recipe_class
+from automodel_recipes.run import configured_recipe
 from automodel_recipes.train_step import train_step
 from automodel_recipes.versions import installed_versions
 
@@ -49,7 +49,7 @@ def run_benchmark(config: ConfigNode, options: BenchOptions) -> dict[str, Any] |
     Raises: UnusableInputError: ``synthetic`` for a vision-language recipe, whose rows need a processor.
     """
     directory = _directory()
-    recipe: Any = recipe_class(config.get("recipe", DEFAULT_RECIPE), config.policy)(
+    recipe: Any = configured_recipe(config)(
         _short(_synthetic(config) if options.synthetic else config, directory, options), TrainOptions(quiet=True)
     )
     if options.synthetic:
@@ -90,7 +90,7 @@ def _time_steps(r: Any, options: BenchOptions) -> dict[str, Any]:
         "tokens_per_s": round(tokens / total, 2),
         "label_tokens_per_s": round(labels / total, 2),
         "flops_per_s_per_device": flops,
-        "mfu_percent": None if peak is None else float(f"{100 * flops / (peak.tflops * 1e12):.3g}"),
+        "mfu_percent": None if peak is None else peak.percent(flops),
         "mfu_formula": FORMULA,
         "peak_tflops": None if peak is None else {"value": peak.tflops, "source": peak.source},
         "memory": r.memory.record(),

@@ -8,7 +8,7 @@ from automodel_core.config import ConfigNode
 from automodel_recipes.build.call import build
 from automodel_recipes.errors import UnusableInputError
 from automodel_recipes.options import TrainOptions
-from automodel_recipes.run import DEFAULT_RECIPE, recipe_class
+from automodel_recipes.run import configured_recipe
 
 # Looking at data must not stop at the first bad rows: they are what one wants to see.
 _TOLERANT = {"on_bad": "skip", "max_bad_fraction": 1.0}
@@ -36,7 +36,7 @@ def open_rows(config: ConfigNode, section: str = "dataset", *, num_rows: int = 1
     Raises: UnusableInputError: no such section, no rows, or rows whose labels are not those of tokens.
     """
     node = _dataset_section(config, section)
-    recipe: Any = recipe_class(config.get("recipe", DEFAULT_RECIPE), config.policy)(config, TrainOptions(quiet=True))
+    recipe: Any = configured_recipe(config)(config, TrainOptions(quiet=True))
     recipe.build_tokenizer()
     dataset = build(node, tokenizer=recipe.tokenizer, processor=recipe.processor)
     if recipe.processor is not None:

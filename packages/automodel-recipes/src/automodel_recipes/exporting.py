@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from automodel_recipes.errors import UnusableInputError
-from automodel_recipes.inference import load_for_inference, read_weights, run_config
+from automodel_recipes.inference import load_for_inference, rebuilt, run_config
 from automodel_recipes.places import Place
 
 
@@ -32,15 +32,16 @@ def export_weights(place: Place, out: Path, *, dtype: str | None = None, shard_s
         raise UnusableInputError(
             f"{place.path} is no directory here. Give a run, a checkpoint or a directory of weights."
         )
-    if place.kind == "checkpoint" and run_config(place).get("peft") is None:
-        return _export_model(place, out, recast)
+    config = run_config(place) if place.kind == "checkpoint" else None
+    if config is not None and config.get("peft") is None:
+        return _export_model(place, config, out, recast)
     if recast and place.kind != "model":
         raise UnusableInputError(
             f"{place.path} holds an adapter, which keeps its dtype and its one file. Leave {' and '.join(recast)} out, "
             "or merge it by `ckpt merge`."
         )
-    if place.kind == "checkpoint":
-        return _adapter_of(place, out).kind
+    if config is not None:
+        return _adapter_of(place, config, out).kind
     if recast:
         return _rewrite(Path(place.path), out, recast)
     _copy(Path(place.path), out)
@@ -64,10 +65,10 @@ def _rewrite(source: Path, out: Path, recast: dict[str, Any]) -> str:
     return "model"
 
 
-def _export_model(place: Place, out: Path, recast: dict[str, Any]) -> str:
+def _export_model(place: Place, config: Any, out: Path, recast: dict[str, Any]) -> str:
     from automodel_ckpt import export_hf
 
-    built, keys = _rebuilt(place)
+    built, keys = _rebuilt(place, config)
     export_hf(built.model, out, **keys, **recast)
     return "model"
 
@@ -84,29 +85,25 @@ def _refuse_existing(out: Path) -> None:
         raise UnusableInputError(f"{out} exists already. Choose another -o.")
 
 
-def _rebuilt(place: Place) -> tuple[Any, dict[str, Any]]:
+def _rebuilt(place: Place, config: Any) -> tuple[Any, dict[str, Any]]:
     """The model of a checkpoint's run with its weights, and the tokenizer and processor to write beside it."""
-    from automodel_recipes.build.model import build_model
-    from automodel_recipes.run import recipe_class
+    from automodel_recipes.run import configured_recipe
 
-    config = run_config(place)
-    recipe = recipe_class(config.get("recipe", "LLMFinetuneRecipe"), config.policy)(config)
+    recipe = configured_recipe(config)(config)
     recipe.build_tokenizer()
-    built = build_model(config, seed=0, tokenizer=recipe.tokenizer)
-    read_weights(place, config, built.model)
-    return built, {"tokenizer": recipe.tokenizer, "processor": recipe.processor}
+    return rebuilt(place, config, recipe.tokenizer), {"tokenizer": recipe.tokenizer, "processor": recipe.processor}
 
 
-def _adapter_of(place: Place, directory: Path) -> Place:
+def _adapter_of(place: Place, config: Any, directory: Path) -> Place:
     """The adapter in a checkpoint, written as PEFT reads it. Raises: UnusableInputError: its run trained no adapter."""
     from automodel_ckpt import save_adapter
     from automodel_core.peft import adapter_config, adapter_state_dict
 
-    if run_config(place).get("peft") is None:
+    if config.get("peft") is None:
         raise UnusableInputError(
             f"{place.path} is of a run without LoRA, so there is nothing to merge. Give a LoRA run."
         )
-    built, keys = _rebuilt(place)
+    built, keys = _rebuilt(place, config)
     save_adapter(directory, adapter_state_dict(built.model), adapter_config(built.model, built.peft), **keys)
     return Place("adapter", str(directory))
 
@@ -122,7 +119,7 @@ def merge_adapter(place: Place, out: Path, *, base_model: str | None = None) -> 
     _refuse_existing(out)
     if place.kind == "checkpoint":
         with tempfile.TemporaryDirectory() as folder:
-            merge_adapter(_adapter_of(place, Path(folder) / "adapter"), out, base_model=base_model)
+            merge_adapter(_adapter_of(place, run_config(place), Path(folder) / "adapter"), out, base_model=base_model)
         return
     if place.kind != "adapter":
         raise UnusableInputError(

@@ -100,6 +100,10 @@ class Peak:
     tflops: float
     source: str
 
+    def percent(self, flops_per_s: float) -> float:
+        """The share of it that so many FLOP/s are, to three digits: a small model may be far below a hundredth."""
+        return float(f"{100 * flops_per_s / (self.tflops * 1e12):.3g}")
+
 
 def device_peak(device: torch.device, *, given: float | None) -> Peak | None:
     """Peak TFLOP/s of a device: as given, from the data sheet, on a CPU measured; None for a device not known."""

@@ -47,7 +47,7 @@ def _load_checkpoint(place: Place, device: str) -> tuple[Any, Any]:
 
     config = run_config(place)
     tokenizer = build_tokenizer(config)
-    return rebuilt_model(place, config, tokenizer).to(device), tokenizer
+    return rebuilt(place, config, tokenizer).model.to(device).eval(), tokenizer
 
 
 def run_config(place: Place) -> Any:
@@ -62,24 +62,18 @@ def run_config(place: Place) -> Any:
     return load_config(record)
 
 
-def rebuilt_model(place: Place, config: Any, tokenizer: Any) -> Any:
-    """The model of a run in eval mode, with the weights of a checkpoint."""
-    from automodel_recipes.build.model import build_model
-
-    built = build_model(config, seed=0, tokenizer=tokenizer)
-    read_weights(place, config, built.model)
-    return built.model.eval()
-
-
-def read_weights(place: Place, config: Any, model: Any) -> None:
-    """Load a checkpoint's weights as its run measures and hands them on: the averages, where it keeps some."""
+def rebuilt(place: Place, config: Any, tokenizer: Any) -> Any:
+    """The built model of a run with a checkpoint's weights, as the run hands them on: averages, where it keeps some."""
     from automodel_ckpt import load
+    from automodel_recipes.build.model import build_model
     from automodel_recipes.build.training import build_ema
 
-    ema = build_ema(config, model)
-    load(place.path, {"model": model} if ema is None else {"model": model, "ema": ema})
+    built = build_model(config, seed=0, tokenizer=tokenizer)
+    ema = build_ema(config, built.model)
+    load(place.path, {"model": built.model} if ema is None else {"model": built.model, "ema": ema})
     if ema is not None:
         ema.copy_to_model()
+    return built
 
 
 def encode_conversation(tokenizer: Any, messages: list[dict[str, str]]) -> torch.Tensor:

@@ -12,11 +12,10 @@ from automodel_recipes.interrupt import catch_stop_signals
 from automodel_recipes.launch.local import end_with_launcher
 from automodel_recipes.options import TrainOptions
 from automodel_recipes.out_of_memory import explain, is_out_of_memory
+from automodel_recipes.schema import DEFAULT_RECIPE
 
 if TYPE_CHECKING:
     from automodel_recipes.base import BaseRecipe
-
-DEFAULT_RECIPE = "LLMFinetuneRecipe"
 
 
 def recipe_class(name: str, policy: Policy | None = None) -> "type[BaseRecipe]":
@@ -54,13 +53,18 @@ def _progress_shown(recipe: "BaseRecipe") -> Iterator[None]:
         yield
 
 
+def configured_recipe(config: ConfigNode) -> "type[BaseRecipe]":
+    """The recipe that a configuration names, or the default one. Raises: as `recipe_class`."""
+    return recipe_class(config.get("recipe", DEFAULT_RECIPE), config.policy)
+
+
 def run(config: ConfigNode, options: TrainOptions | None = None) -> int:
     """Set up and train; 0 when the run came to its end.
 
     Stop signals end the run after the current step (checkpoint first); what goes wrong is raised with an
     ``exit_code`` attribute, never turned into ``sys.exit``.
     """
-    recipe = recipe_class(config.get("recipe", DEFAULT_RECIPE), config.policy)(config, options)
+    recipe = configured_recipe(config)(config, options)
     with catch_stop_signals(recipe.stop), _progress_shown(recipe):
         end_with_launcher()
         try:

@@ -11,7 +11,7 @@ def starter_config(
 ) -> dict[str, Any]:
     """Text fine-tuning of ``model`` on the conversations in ``data``: LoRA, or every parameter with ``full``.
 
-    ``validation`` holds rows to measure on, in the form of ``data``: once an epoch, and by ``eval``.
+    ``validation`` holds rows to measure on, in the form of ``data``: at the end of the run, and by ``eval``.
 
     Returns: the sections, as :func:`automodel_core.config.config_from_dict` takes them.
     """

@@ -90,8 +90,7 @@ class StepMeter:
         if self.peak is None:
             return None
         achieved = self.flops.of(num_tokens, squared_lengths) / seconds / self.r.parallel.world_size
-        # Three digits, not two places: a small model on a fast machine is far below a hundredth of a percent.
-        return float(f"{100 * achieved / (self.peak.tflops * 1e12):.3g}")
+        return self.peak.percent(achieved)
 
     def _eta(self) -> float:
         scheduler = self.r.step_scheduler

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from automodel_ckpt.adapter import load_adapter, read_tensors
+from automodel_ckpt.adapter import PEFT_PREFIX, load_adapter, read_tensors
 from automodel_ckpt.errors import CheckpointNotFound, StateMismatch, UnsupportedState
 from automodel_ckpt.hf.assets import copy_assets
 from automodel_ckpt.hf.merge_rows import Rows, take_rows, with_rows, write_vocabulary
@@ -20,8 +20,6 @@ from automodel_ckpt.local_disk import LocalDisk
 from automodel_ckpt.safetensors_file import read_header
 from automodel_ckpt.staged import staged_directory
 from automodel_ckpt.writer import write_tensors
-
-_PREFIX = "base_model.model."
 
 
 def merge(
@@ -121,7 +119,7 @@ def _refuse_unsupported(config: dict[str, Any]) -> None:
 
 def _split(tensors: dict[str, Tensor]) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, Tensor]]:
     """Base weight name -> (A, B), and base weight name -> replacement."""
-    short = {name.removeprefix(_PREFIX): tensor for name, tensor in tensors.items()}
+    short = {name.removeprefix(PEFT_PREFIX): tensor for name, tensor in tensors.items()}
     deltas, replacements = {}, {}
     for name, tensor in short.items():
         match = re.fullmatch(r"(.+)\.lora_([AB])\.weight", name)

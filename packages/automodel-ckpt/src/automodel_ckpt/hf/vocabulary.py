@@ -8,11 +8,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from automodel_ckpt.adapter import CONFIG, WEIGHTS
+from automodel_ckpt.adapter import CONFIG, PEFT_PREFIX, WEIGHTS
 from automodel_ckpt.local_disk import LocalDisk
 from automodel_ckpt.safetensors_file import read_header
-
-_PREFIX = "base_model.model."
 
 
 def grow_for_adapter(base: Any, directory: str | os.PathLike) -> int:
@@ -58,5 +56,5 @@ def _whole_rows(base: Any, shapes: Mapping[str, tuple[int, ...]]) -> Iterable[in
     """Rows of an embedding or head that was trained in full (``modules_to_save``)."""
     holders = (base.get_input_embeddings(), base.get_output_embeddings())
     for name, module in base.named_modules():
-        if any(module is holder for holder in holders) and f"{_PREFIX}{name}.weight" in shapes:
-            yield shapes[f"{_PREFIX}{name}.weight"][0]
+        if any(module is holder for holder in holders) and f"{PEFT_PREFIX}{name}.weight" in shapes:
+            yield shapes[f"{PEFT_PREFIX}{name}.weight"][0]

@@ -7,7 +7,7 @@ from automodel_core.config import ConfigNode
 from automodel_recipes.errors import UnusableInputError
 
 KEYS = ("add_tokens", "add_special_tokens")
-_HOLDERS = ("tokenizer", "processor")
+HOLDERS = ("tokenizer", "processor")
 """Sections that may add tokens: a processor holds the tokenizer of a vision-language model."""
 
 
@@ -29,13 +29,13 @@ def extended(tokenizer: Any, section: ConfigNode | None) -> Any:
 
 def added_tokens(config: ConfigNode) -> list[str]:
     """Every token that a configuration adds, in the order of their ids."""
-    lists = [config.get(f"{holder}.{key}") for holder in _HOLDERS for key in KEYS]
+    lists = [config.get(f"{holder}.{key}") for holder in HOLDERS for key in KEYS]
     return [token for tokens in lists for token in tokens or ()]
 
 
 def added_key(config: ConfigNode) -> str:
     """The key that adds tokens, for messages; the first of several."""
-    return next(f"{holder}.{key}" for holder in _HOLDERS for key in KEYS if config.get(f"{holder}.{key}"))
+    return next(f"{holder}.{key}" for holder in HOLDERS for key in KEYS if config.get(f"{holder}.{key}"))
 
 
 def added_ids(config: ConfigNode, tokenizer: Any) -> list[int]:

@@ -9,7 +9,8 @@ from automodel_recipes.build.optim import build_loss
 from automodel_recipes.errors import UnusableInputError
 from automodel_recipes.options import TrainOptions
 from automodel_recipes.places import Place
-from automodel_recipes.run import DEFAULT_RECIPE, recipe_class
+from automodel_recipes.run import configured_recipe
+from automodel_recipes.schema import DEFAULT_RECIPE
 
 # Measured as what the student is, without its teacher.
 _STUDENTS = {
@@ -54,7 +55,7 @@ def from_place(place: Place, config: ConfigNode, *, base_model: str | None = Non
 
 def _recipe(config: ConfigNode) -> Any:
     _require_validation(config)
-    recipe: Any = recipe_class(config.get("recipe", DEFAULT_RECIPE), config.policy)(config, TrainOptions(quiet=True))
+    recipe: Any = configured_recipe(config)(config, TrainOptions(quiet=True))
     recipe.build_environment()
     return recipe
 

@@ -22,7 +22,7 @@ from automodel_recipes.options import TrainOptions
 from automodel_recipes.plan.quantized import saved_by_quantization
 from automodel_recipes.plan.stages import LoneStages
 from automodel_recipes.plan.weightless import without_weights
-from automodel_recipes.run import DEFAULT_RECIPE, recipe_class
+from automodel_recipes.run import configured_recipe
 from automodel_recipes.train_step import train_step
 
 PARAMETERS, GRADIENTS, OPTIMIZER, BUFFERS = "parameters", "gradients", "optimizer", "buffers"
@@ -72,9 +72,7 @@ def trace_step(
 
     Raises: ValueError: what the strategy refuses, such as sizes that do not divide.
     """
-    r: Any = recipe_class(config.get("recipe", DEFAULT_RECIPE), config.policy)(
-        without_weights(config), TrainOptions(quiet=True)
-    )
+    r: Any = configured_recipe(config)(without_weights(config), TrainOptions(quiet=True))
     r.parallel = _on_ghosts(parallel)
     r.device, r.seed, r.tokenizer = torch.device("cpu"), 0, tokenizer
     with ghost_tensors() as ghost:

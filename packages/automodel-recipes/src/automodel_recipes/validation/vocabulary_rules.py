@@ -5,10 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from automodel_core.config import ConfigError, ConfigNode
+from automodel_recipes.build.vocabulary import HOLDERS, KEYS
 from automodel_recipes.validation.report import Report
 
-_HOLDERS = ("tokenizer", "processor")
-_KEYS = ("add_tokens", "add_special_tokens")
 _TRAIN_ROWS = ("lora", "PeftConfig", "adapter", "AdapterConfig")
 
 
@@ -46,8 +45,8 @@ def added_rows_train(config: ConfigNode, report: Report, nproc_per_node: int) ->
 
 def _added(config: ConfigNode) -> Iterator[tuple[str, str]]:
     """Path and text of each added token; what is no list of texts is reported by the schema."""
-    for holder in _HOLDERS:
-        for key in _KEYS:
+    for holder in HOLDERS:
+        for key in KEYS:
             tokens = config.get(f"{holder}.{key}") if isinstance(config.get(holder), ConfigNode) else None
             for index, token in enumerate(tokens if isinstance(tokens, list) else ()):
                 if isinstance(token, str):

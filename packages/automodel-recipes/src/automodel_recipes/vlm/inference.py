@@ -48,12 +48,12 @@ def load_base_vlm(source: str) -> Any:
 
 
 def _load_checkpoint(place: Place, device: str) -> tuple[Any, Any]:
-    from automodel_recipes.inference import rebuilt_model, run_config
+    from automodel_recipes.inference import rebuilt, run_config
     from automodel_recipes.vlm.finetune import build_processor
 
     config = run_config(place)
     processor = build_processor(config)
-    return rebuilt_model(place, config, processor.tokenizer).to(device), processor
+    return rebuilt(place, config, processor.tokenizer).model.to(device).eval(), processor
 
 
 def is_multimodal(place: Place) -> bool:
